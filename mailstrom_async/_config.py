@@ -1,0 +1,206 @@
+"""All settings. Unknown ones are errors; every default has its reason beside it."""
+
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, SecretStr, model_validator
+
+from mailstrom_async._model import Frozen
+
+TLSPolicy = Literal["none", "may", "encrypt", "verify"]
+
+NAMED_NAMESERVERS = {
+    "google": ("8.8.8.8", "8.8.4.4", "2001:4860:4860::8888", "2001:4860:4860::8844"),
+    "cloudflare": ("1.1.1.1", "1.0.0.1", "2606:4700:4700::1111", "2606:4700:4700::1001"),
+    "quad9": ("9.9.9.9", "149.112.112.112", "2620:fe::fe", "2620:fe::9"),
+}
+
+
+def _is_ip(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _check_host_name(name: str) -> str:
+    labels = name.removesuffix(".").split(".")
+    fine = all(
+        0 < len(label) <= 63
+        and label.isascii()
+        and label.replace("-", "").replace("_", "").isalnum()
+        and not label.startswith("-")
+        and not label.endswith("-")
+        for label in labels
+    )
+    if not fine or len(name) > 253:
+        raise ValueError(f"{name!r} is not a host name; write letters, digits and hyphens, such as mail.example.org")
+    return name.removesuffix(".").lower()
+
+
+def _check_helo_name(name: str) -> str:
+    # RFC 5321 section 4.1.3: a host without a name introduces itself by an address literal.
+    if name.startswith("[") and name.endswith("]") and _is_ip(name[1:-1].removeprefix("IPv6:")):
+        return name
+    if _is_ip(name):
+        raise ValueError(f"{name!r} is an IP address; write [{name}], or better the name of this host")
+    return _check_host_name(name)
+
+
+def _check_host(name: str) -> str:
+    return name if _is_ip(name) else _check_host_name(name)
+
+
+def _check_nameserver(text: str) -> str:
+    if text in NAMED_NAMESERVERS or _is_ip(text):
+        return text
+    host, _, port = text.rpartition(":")
+    if _is_ip(host.removeprefix("[").removesuffix("]")) and port.isdecimal() and 0 < int(port) < 65536:
+        return text
+    names = ", ".join(NAMED_NAMESERVERS)
+    raise ValueError(f'{text!r} is not a nameserver; write "ip", "ip:port", "[ipv6]:port" or one of {names}')
+
+
+def _check_network(text: str) -> str:
+    try:
+        ip_network(text)
+    except ValueError as error:
+        raise ValueError(f"{error}; write a network such as 10.0.0.0/8 or fd00::/8") from None
+    return text
+
+
+def _check_positive(span: timedelta) -> timedelta:
+    if span <= timedelta(0):
+        raise ValueError("must be longer than nothing")
+    return span
+
+
+HostName = Annotated[str, AfterValidator(_check_host)]
+HeloName = Annotated[str, AfterValidator(_check_helo_name)]
+Nameserver = Annotated[str, AfterValidator(_check_nameserver)]
+Network = Annotated[str, AfterValidator(_check_network)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+Positive = Annotated[timedelta, AfterValidator(_check_positive)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class DirectDelivery(Frozen):
+    """Deliver to the recipients' own mail exchangers."""
+
+    port: Port = 25
+    nameservers: tuple[Nameserver, ...] = ()
+    """ "ip", "ip:port", or "google", "cloudflare", "quad9"; none: the system's."""
+    allowed_networks: tuple[Network, ...] = ()
+    """Private or loopback networks in which a mail exchanger may lie. None by default: whoever controls the DNS of a
+    recipient's domain would otherwise choose which of our internal hosts we talk to."""
+
+
+class RelayDelivery(Frozen):
+    """Deliver everything through a relay (a smarthost, a provider's submission server)."""
+
+    host: HostName
+    port: Port = 587
+    security: Literal["starttls", "tls", "none"] = "starttls"
+    """ "starttls" and "tls" (from the first byte on, port 465) demand TLS with a verified certificate whatever
+    `Config.tls` says."""
+    username: str | None = None
+    password: SecretStr | None = None
+    oauth_token: Callable[[], Awaitable[str]] | None = Field(default=None, repr=False)
+    """An async callable that returns a fresh XOAUTH2 token."""
+    fallbacks: tuple[HostName, ...] = ()
+    """Relays to use, in this order, where the first can't be reached. Same port, security and credentials."""
+    nameservers: tuple[Nameserver, ...] = ()
+
+    @model_validator(mode="after")
+    def _credentials_are_whole_and_safe(self) -> Self:
+        secrets = [secret for secret in (self.password, self.oauth_token) if secret is not None]
+        if self.username is not None and len(secrets) != 1:
+            raise ValueError("a username needs either a password or an oauth_token")
+        if self.username is None and secrets:
+            raise ValueError("a password or oauth_token needs a username")
+        if self.username is not None and self.security == "none":
+            raise ValueError('credentials never go out in plaintext: set security to "starttls" or "tls"')
+        return self
+
+
+class RetryPolicy(Frozen):
+    """When a deferred delivery is attempted again (RFC 5321 section 4.5.4.1).
+
+    The n-th retry waits base_delay * factor**n, at most max_delay, give or take `jitter`; so the first comes
+    after about three minutes, the second nine minutes later, and from the fourth on hours apart.
+    """
+
+    base_delay: Positive = timedelta(seconds=60)
+    factor: Annotated[float, Field(ge=1, le=100)] = 3
+    max_delay: Positive = timedelta(hours=4)
+    jitter: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """The share of the delay that chance adds or takes away, so that what was deferred together does not return as a
+    herd."""
+    lifetime: Positive = timedelta(days=5)
+    """From acceptance; a recipient still deferred then fails with cause "expired"."""
+
+
+class Timeouts(Frozen):
+    """How long to wait for whom. The defaults are those of RFC 5321 section 4.5.3.2: shorter ones make duplicates."""
+
+    connect: Positive = timedelta(seconds=30)
+    """For each address. Also for the TLS handshake."""
+    greeting: Positive = timedelta(minutes=5)
+    command: Positive = timedelta(minutes=5)
+    """For the whole reply to EHLO, STARTTLS, AUTH, MAIL and RCPT."""
+    data: Positive = timedelta(minutes=2)
+    """For the reply to DATA."""
+    block: Positive = timedelta(minutes=3)
+    """Without any progress while the content is sent."""
+    end_of_data: Positive = timedelta(minutes=10)
+    """For the reply to the final dot, counted from the last byte sent."""
+    dns: Positive = timedelta(seconds=30)
+    """For finding out where a destination leads, all lookups together."""
+    idle: Positive = timedelta(seconds=30)
+    """How long a session without work is kept open."""
+
+
+class Limits(Frozen):
+    """How much at once."""
+
+    connections: Count = 64
+    """In all. More gain nothing on one event loop and cost the application latency."""
+    connections_per_host: Count = 8
+    """To one site; big receivers answer more with 421."""
+    recipients_per_transaction: Count = 100
+    """Every server must take a hundred (RFC 5321 section 4.5.3.1.8)."""
+    messages_per_connection: Count = 100
+    hosts_per_attempt: Count = 5
+    """Addresses tried one after another before a delivery is deferred."""
+    message_size: Count = 50 * 1024 * 1024
+    """Bytes of a composed message."""
+    bytes_in_flight: Count = 64 * 1024 * 1024
+    """Content held in memory for running attempts. One larger message is still attempted, alone."""
+    queue_size: Count | None = None
+    """Unfinished messages; `send_email` raises QueueFull beyond. None: as many as the disk holds."""
+
+
+class Config(Frozen):
+    """The settings of a `Mailstrom`."""
+
+    helo_name: HeloName
+    """The name of this host as the world knows it, for EHLO and for new Message-IDs. Receivers look it up."""
+    delivery: DirectDelivery | RelayDelivery = DirectDelivery()
+    tls: TLSPolicy = "may"
+    """ "none": never. "may": where offered, any certificate (RFC 7435), else plaintext. "encrypt": TLS or deferred.
+    "verify": TLS with a valid certificate for the host's name, or deferred."""
+    ca_file: Path | None = None
+    """Trusted certificate authorities in PEM; None: the system's."""
+    retry: RetryPolicy = RetryPolicy()
+    timeouts: Timeouts = Timeouts()
+    limits: Limits = Limits()
+    lease: Positive = timedelta(seconds=60)
+    """How long a claimed delivery belongs to this mailer without being renewed."""
+    shutdown_grace: Annotated[timedelta, Field(ge=timedelta(0))] = timedelta(seconds=30)
+    """How long `aclose` lets running attempts finish."""
+    retention: Positive | None = None
+    """How long the status of a completed message is kept; None: until `purge`."""

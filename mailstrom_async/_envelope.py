@@ -1,0 +1,114 @@
+"""A message as the store holds it and the wire carries it."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from typing import Literal, NamedTuple
+
+RecipientState = Literal["queued", "deferred", "delivered", "failed"]
+
+
+def domain_of(address: str) -> str:
+    """The destination of an envelope address: its domain, A-labels in lower case. A quoted local part may hold an @."""
+    return address.rpartition("@")[2].lower()
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class PreparedEmail:
+    """A composed email: byte for byte what goes on the wire, and the envelope it goes in.
+
+    Attributes:
+        message_id: Without angle brackets.
+        sender: The reverse-path; "" is the null sender.
+        recipients: The forward-paths, each once, domains as A-labels.
+        content: Header and body with CRLF line ends, without Bcc, not dot-stuffed.
+        smtputf8: An address or a header needs a server that offers SMTPUTF8 (RFC 6531).
+        eight_bit: The content has octets above 127 and needs a server that offers 8BITMIME (RFC 6152).
+        written: What the caller wrote for each of `recipients`, in the same order.
+    """
+
+    message_id: str
+    sender: str
+    recipients: tuple[str, ...]
+    content: bytes
+    smtputf8: bool = False
+    eight_bit: bool = False
+    written: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.recipients:
+            raise ValueError("an envelope needs at least one recipient")
+        if not self.written:
+            object.__setattr__(self, "written", self.recipients)
+        if len(self.written) != len(self.recipients):
+            raise ValueError("written must have an entry for each recipient")
+
+    def __repr__(self) -> str:
+        # Neither content nor recipients: a repr ends up in logs, and some recipients are hidden.
+        return (
+            f"<PreparedEmail {self.message_id!r} from {self.sender!r} "
+            f"[{len(self.recipients)} recipients, {len(self.content)} bytes]>"
+        )
+
+
+@dataclass(frozen=True, repr=False)
+class QueuedMessage:
+    """The part of a stored message that all its deliveries share. One object serves all claims of a batch.
+
+    Attributes:
+        key: The store's own key, independent of the Message-ID.
+        stuffed: The content as it goes between DATA and its reply: dot-stuffed (RFC 5321 section 4.5.2), and ended
+            by a line with one dot. Made once for each claimed message, not once for each host.
+    """
+
+    key: int
+    message_id: str
+    sender: str
+    content: bytes
+    smtputf8: bool
+    eight_bit: bool
+    queued_at: datetime
+    expires_at: datetime
+
+    @cached_property
+    def stuffed(self) -> bytes:
+        body = self.content.replace(b"\r\n.", b"\r\n..")
+        if body.startswith(b"."):
+            body = b"." + body
+        return body + (b".\r\n" if body.endswith(b"\r\n") else b"\r\n.\r\n")
+
+    def __repr__(self) -> str:
+        return f"<QueuedMessage {self.message_id!r} [{len(self.content)} bytes]>"
+
+
+class PendingRecipient(NamedTuple):
+    """A recipient of a claimed delivery that is not yet delivered or failed."""
+
+    address: str
+    state: RecipientState
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One message's unfinished recipients at one destination, claimed by `owner` until its lease ends.
+
+    Attributes:
+        id: The store's key of this delivery.
+        destination: The domain of its recipients.
+        attempt: The number of the attempt that this claim is for, from 1. Together with `owner` it fences off the
+            results of a claim that was lost in the meantime.
+    """
+
+    id: int
+    destination: str
+    owner: str
+    attempt: int
+    recipients: tuple[PendingRecipient, ...]
+    message: QueuedMessage
+
+    def __repr__(self) -> str:
+        return (
+            f"<Delivery {self.id} of {self.message.message_id!r} to {self.destination!r} "
+            f"[attempt {self.attempt}, {len(self.recipients)} recipients]>"
+        )

@@ -1,0 +1,1 @@
+"""Looking names up: the Protocol, and the resolver that comes with the library."""

@@ -1,0 +1,1 @@
+"""Speaking SMTP: the Protocol, and the sessions that come with the library."""

@@ -1,0 +1,1 @@
+"""Where the queue is kept: the Protocol, and the stores that come with the library."""

@@ -1,0 +1,169 @@
+"""What a store must do. `mailstrom_async.testing.StorageContract` proves it for any implementation.
+
+A store keeps messages, their recipients, and deliveries. A delivery is one message's unfinished recipients at one
+destination (their domain); it is the unit that is due, claimed, attempted and recorded. Its due time lives in the
+store, so a restart neither forgets nor hurries.
+
+    due ──claim──▶ claimed ──record──▶ due again (deferred) or finished
+     ▲                │
+     └───release──────┘   given back unattempted; also what becomes of a claim whose lease ended
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import NamedTuple, Protocol
+
+from mailstrom_async._envelope import Delivery, PreparedEmail
+from mailstrom_async._status import Attempt, Deferred, Delivered, Failed, MessageStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Acceptance:
+    """A prepared email together with what the queue decided about it.
+
+    Attributes:
+        due_at: When it may first be attempted.
+        expires_at: When a recipient that is still deferred fails.
+    """
+
+    prepared: PreparedEmail
+    queued_at: datetime
+    due_at: datetime
+    expires_at: datetime
+
+
+class Due(NamedTuple):
+    """An entry of the store's due index: what the delay heap holds of a delivery."""
+
+    due_at: datetime
+    delivery_id: int
+    destination: str
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What an attempt did to a delivery, to be written only while the claim still holds.
+
+    Attributes:
+        results: The new result of each recipient of the delivery.
+        due_at: When the deferred ones are to be attempted again; None if all are final.
+        attempt: The attempt itself; None if the delivery ended without one (it expired while it waited).
+    """
+
+    delivery: Delivery
+    results: Mapping[str, Deferred | Delivered | Failed]
+    due_at: datetime | None
+    attempt: Attempt | None
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What the store made of a `Record`.
+
+    Attributes:
+        accepted: False: the claim was lost before, nothing of the record was written.
+        results: As stored; differs from the record's where the message was cancelled during the attempt.
+        due: The delivery's new entry in the due index, if it has one.
+        completed: The message has no unfinished recipient left; its body is dropped.
+    """
+
+    accepted: bool
+    results: Mapping[str, Deferred | Delivered | Failed]
+    due: Due | None
+    completed: bool
+
+
+class Storage(Protocol):
+    """**Protocol:** a durable queue.
+
+    Every method is atomic: done whole and durably when it returns, or not at all when it raises `StorageError`, or is
+    cancelled before the store began with it. (Cancelled later, it may still be done.) Times are aware and in UTC, exact
+    to the microsecond. One instance belongs to one event loop at a time; it can be opened again after it was closed.
+    """
+
+    async def open(self, now: datetime) -> None:
+        """Make the store ready; create or migrate it where needed.
+
+        Claims that an earlier life of the owner left are over: their deliveries are due `now`, and an attempt with the
+        outcome "outcome_unknown" is noted for them, because nobody knows how far it came.
+
+        Raises:
+            StorageInUse: Another process has it open and this store serves only one.
+            StorageIncompatible: It is not ours, too new, or damaged. It is left as it is.
+            StorageError: It can't be opened.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Finish what was begun and close. A second call does nothing."""
+        ...
+
+    async def enqueue(self, acceptances: Sequence[Acceptance], *, queue_size: int | None = None) -> list[Due]:
+        """Store messages, all or none, and return the entries of their deliveries.
+
+        Raises:
+            AlreadyQueued: One has the Message-ID of a stored message, or of another in this call.
+            QueueFull: There would be more than `queue_size` messages with unfinished recipients.
+        """
+        ...
+
+    async def upcoming(self, limit: int, *, excluding: Collection[str] = ()) -> list[Due]:
+        """The nearest unclaimed deliveries by due time, whether due or not, at most `limit`; none at the destinations
+        `excluding`. Must not scan what it does not return, whatever the length of the queue."""
+        ...
+
+    async def claim(
+        self, delivery_ids: Sequence[int], *, owner: str, now: datetime, lease_until: datetime
+    ) -> list[Delivery]:
+        """Claim those of the given deliveries that are due by `now` and not claimed; return them with their content.
+
+        A claim counts as the begin of an attempt: it is on record before a socket is opened. A claim whose lease ended
+        may be claimed anew by anybody. Deliveries of one message in the result share one `QueuedMessage`.
+        """
+        ...
+
+    async def renew(self, deliveries: Sequence[Delivery], lease_until: datetime) -> list[Delivery]:
+        """Move the end of the leases; return those whose claim was lost."""
+        ...
+
+    async def release(self, deliveries: Sequence[Delivery], due_at: datetime) -> list[Due]:
+        """Give claims back unattempted: due at `due_at`, the attempt not counted. Lost claims are passed over."""
+        ...
+
+    async def record(self, records: Sequence[Record]) -> list[Recorded]:
+        """Write what attempts did, each only if its claim (owner and attempt number) still holds; in the same order.
+
+        If the message was cancelled meanwhile, a Deferred result is stored as Failed with the cause "cancelled".
+        """
+        ...
+
+    async def status(self, message_id: str) -> MessageStatus | None:
+        """The status of a message, or None."""
+        ...
+
+    async def recent(self, since: datetime | None, limit: int) -> list[MessageStatus]:
+        """All incomplete messages, and those completed at or after `since` (None: none of them): oldest first, at most
+        `limit`."""
+        ...
+
+    async def attempts(self, message_id: str) -> list[Attempt] | None:
+        """Every attempt on a message, oldest first; None: no such message."""
+        ...
+
+    async def prepared(self, message_id: str) -> PreparedEmail | None:
+        """The message as prepared, while its body is kept: until completion."""
+        ...
+
+    async def cancel(self, message_id: str, now: datetime) -> MessageStatus | None:
+        """Fail all recipients that are not final with cause "cancelled". Those in a claimed delivery are settled when
+        its attempt is recorded: delivered if it was too late, else failed. None: no such message."""
+        ...
+
+    async def hasten(self, message_id: str, now: datetime) -> list[Due] | None:
+        """Make all unclaimed deliveries of a message due `now`. None: no such message."""
+        ...
+
+    async def purge(self, completed_before: datetime) -> int:
+        """Forget messages that were completed before this time; return how many. Never an incomplete one."""
+        ...
