@@ -89,6 +89,19 @@ class PendingRecipient(NamedTuple):
     attempts: int
 
 
+class Due(NamedTuple):
+    """An entry of the store's due index: what the delay heap holds of a delivery.
+
+    Attributes:
+        size: The bytes of the message's content, so that no claim brings more of them than memory is set aside for.
+    """
+
+    due_at: datetime
+    delivery_id: int
+    destination: str
+    size: int
+
+
 @dataclass(frozen=True, slots=True)
 class Delivery:
     """One message's unfinished recipients at one destination, claimed by `owner` until its lease ends.

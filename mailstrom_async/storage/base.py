@@ -12,9 +12,10 @@ store, so a restart neither forgets nor hurries.
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from mailstrom_async._envelope import Delivery, PreparedEmail
+from mailstrom_async._envelope import Due as Due
 from mailstrom_async._status import Attempt, Deferred, Delivered, Failed, MessageStatus
 
 
@@ -31,14 +32,6 @@ class Acceptance:
     queued_at: datetime
     due_at: datetime
     expires_at: datetime
-
-
-class Due(NamedTuple):
-    """An entry of the store's due index: what the delay heap holds of a delivery."""
-
-    due_at: datetime
-    delivery_id: int
-    destination: str
 
 
 @dataclass(frozen=True, slots=True)
