@@ -1,0 +1,101 @@
+"""What is due next, of a queue that may be far larger than memory."""
+
+import heapq
+from collections.abc import Iterable
+from datetime import datetime
+
+from mailstrom_async._envelope import Due
+
+
+class DelayHeap:
+    """The nearest deliveries by due time, at most `capacity` of them.
+
+    The store holds all of them. What lies at or beyond `horizon` may be missing here, and is fetched again from the
+    store when the heap has come that far; while `horizon` is None the heap holds all that the store has.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        if capacity < 1:
+            raise ValueError("a heap needs room for at least one delivery")
+        self._capacity = capacity
+        # (due_at, sequence, entry): the sequence keeps equal due times apart and in the order of their arrival.
+        self._heap: list[tuple[datetime, int, Due]] = []
+        self._sequence = 0
+        self._current: dict[int, int] = {}  # delivery id -> sequence of its valid entry; others are stale
+        self.horizon: datetime | None = None
+
+    def __len__(self) -> int:
+        return len(self._current)
+
+    def __contains__(self, delivery_id: int) -> bool:
+        return delivery_id in self._current
+
+    def push(self, entries: Iterable[Due]) -> None:
+        """Add deliveries, or change the due times of those that are in. What lies beyond the horizon is left to the
+        store."""
+        for entry in entries:
+            self._current.pop(entry.delivery_id, None)
+            if self.horizon is not None and entry.due_at >= self.horizon:
+                continue
+            self._sequence += 1
+            self._current[entry.delivery_id] = self._sequence
+            heapq.heappush(self._heap, (entry.due_at, self._sequence, entry))
+        if len(self._current) > 2 * self._capacity or len(self._heap) > 4 * self._capacity:
+            self._shrink()
+
+    def refill(self, entries: Iterable[Due], *, complete: bool) -> None:
+        """Take over what the store says is next.
+
+        Args:
+            entries: The nearest deliveries, in any order.
+            complete: The store has no others.
+        """
+        entries = list(entries)
+        self.horizon = None
+        self.push(entries)
+        if not complete and entries:
+            self.horizon = max(entry.due_at for entry in entries)
+            if len(self._current) > self._capacity:
+                self._shrink()
+
+    def discard(self, delivery_id: int) -> None:
+        """Forget a delivery, if it is in."""
+        self._current.pop(delivery_id, None)
+
+    def pop_due(self, now: datetime, limit: int) -> list[Due]:
+        """Take out what is due, longest due first, at most `limit`."""
+        due: list[Due] = []
+        while len(due) < limit and (entry := self._peek()) is not None and entry.due_at <= now:
+            heapq.heappop(self._heap)
+            del self._current[entry.delivery_id]
+            due.append(entry)
+        return due
+
+    @property
+    def next_due_at(self) -> datetime | None:
+        """When the next delivery is due; None: none is known here."""
+        entry = self._peek()
+        return entry.due_at if entry is not None else None
+
+    @property
+    def wants_refill(self) -> bool:
+        """All that is here is used up, and the store has more."""
+        return self.horizon is not None and not self._current
+
+    def _peek(self) -> Due | None:
+        while self._heap:
+            _, sequence, entry = self._heap[0]
+            if self._current.get(entry.delivery_id) == sequence:
+                return entry
+            heapq.heappop(self._heap)
+        return None
+
+    def _shrink(self) -> None:
+        valid = [item for item in self._heap if self._current.get(item[2].delivery_id) == item[1]]
+        valid.sort()
+        if len(valid) > self._capacity:
+            self.horizon = valid[self._capacity][0]
+            # Several may be due at the very horizon: all of them go, or the refill would miss some.
+            valid = [item for item in valid[: self._capacity] if item[0] < self.horizon]
+        self._heap = valid
+        self._current = {item[2].delivery_id: item[1] for item in valid}

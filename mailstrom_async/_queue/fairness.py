@@ -1,0 +1,155 @@
+"""Who is claimed next, so that a sick destination costs the healthy ones nothing.
+
+What is due waits here in one line for each destination. Lines are served in turn. How many deliveries of a destination
+may be claimed at a time is its window: it grows with every delivery that succeeds and halves when one is deferred, so a
+destination that takes mail fast gets a deep pipeline, and one that is down holds only a few claims.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from mailstrom_async._envelope import Due
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """How much of the whole one destination may have.
+
+    Attributes:
+        least: The window of a destination that we know nothing good of.
+        most: The window of one that takes everything.
+        line: How many due deliveries of one destination wait here; further ones stay in the store.
+    """
+
+    least: int = 8
+    most: int = 256
+    line: int = 512
+
+
+class ReadyLines:
+    """The due deliveries, one line for each destination, served in turn."""
+
+    def __init__(self, share: Share) -> None:
+        self._share = share
+        self._lines: OrderedDict[str, deque[Due]] = OrderedDict()
+        self._waiting: set[int] = set()
+        self._claimed: dict[str, int] = {}
+        self._windows: dict[str, int] = {}
+        self._left_out: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def __contains__(self, delivery_id: int) -> bool:
+        return delivery_id in self._waiting
+
+    def add(self, entries: Iterable[Due]) -> None:
+        """Line deliveries up. What finds its line full is left to the store."""
+        for entry in entries:
+            if entry.delivery_id in self._waiting:
+                continue
+            line = self._lines.get(entry.destination)
+            if line is None:
+                line = self._lines[entry.destination] = deque()
+            if len(line) >= self._share.line:
+                self._left_out.add(entry.destination)
+                continue
+            line.append(entry)
+            self._waiting.add(entry.delivery_id)
+
+    def discard(self, delivery_ids: Iterable[int]) -> None:
+        """Forget deliveries that will not be claimed: cancelled, say."""
+        gone = self._waiting.intersection(delivery_ids)
+        if not gone:
+            return
+        self._waiting -= gone
+        for destination, line in list(self._lines.items()):
+            if any(entry.delivery_id in gone for entry in line):
+                self._lines[destination] = deque(entry for entry in line if entry.delivery_id not in gone)
+                self._drop_if_empty(destination)
+
+    def clear(self) -> None:
+        """Forget all that waits, not what is claimed."""
+        self._lines.clear()
+        self._waiting.clear()
+        self._left_out.clear()
+
+    def take(self, count: int, size: int) -> list[Due]:
+        """Choose what to claim now: one of each line in turn, within the windows.
+
+        Args:
+            count: At most so many.
+            size: At most so many bytes of content in all.
+        """
+        taken: list[Due] = []
+        idle = 0  # lines in a row that had nothing for us
+        while self._lines and len(taken) < count and idle < len(self._lines):
+            destination, line = next(iter(self._lines.items()))
+            self._lines.move_to_end(destination)
+            if self._claimed.get(destination, 0) >= self.window(destination) or line[0].size > size:
+                idle += 1
+                continue
+            idle = 0
+            entry = line.popleft()
+            self._waiting.discard(entry.delivery_id)
+            self._claimed[destination] = self._claimed.get(destination, 0) + 1
+            size -= entry.size
+            taken.append(entry)
+            self._drop_if_empty(destination)
+        return taken
+
+    def first(self) -> Due | None:
+        """The delivery whose turn it is, whatever its size; counted as claimed. For one too large for the memory set
+        aside: it goes alone."""
+        for destination in list(self._lines):
+            if self._claimed.get(destination, 0) < self.window(destination):
+                entry = self._lines[destination].popleft()
+                self._waiting.discard(entry.delivery_id)
+                self._claimed[destination] = self._claimed.get(destination, 0) + 1
+                self._drop_if_empty(destination)
+                return entry
+        return None
+
+    def finished(self, destination: str, *, well: bool | None) -> None:
+        """A claim ended.
+
+        Args:
+            destination: Whose it was.
+            well: Nobody was deferred; None: there was no attempt to judge by.
+        """
+        claimed = self._claimed.get(destination, 0) - 1
+        if claimed > 0:
+            self._claimed[destination] = claimed
+        else:
+            self._claimed.pop(destination, None)
+        window = self.window(destination)
+        if well is not None:
+            window = min(window + 1, self._share.most) if well else max(window // 2, self._share.least)
+        if window > self._share.least and (claimed > 0 or destination in self._lines):
+            self._windows[destination] = window
+        else:
+            # Also what a destination earned is forgotten when it has nothing more: nothing is kept for each domain.
+            self._windows.pop(destination, None)
+
+    def window(self, destination: str) -> int:
+        """How many deliveries of a destination may be claimed at a time."""
+        return self._windows.get(destination, self._share.least)
+
+    def full(self) -> set[str]:
+        """The destinations whose line is full: the store need not tell of more of theirs."""
+        return {destination for destination, line in self._lines.items() if len(line) >= self._share.line}
+
+    def take_left_out(self) -> bool:
+        """Whether deliveries were left to the store whose line has room again; asks for a refill, once."""
+        roomy = {
+            destination
+            for destination in self._left_out
+            if len(self._lines.get(destination, ())) <= self._share.line // 2
+        }
+        self._left_out -= roomy
+        return bool(roomy)
+
+    def _drop_if_empty(self, destination: str) -> None:
+        if not self._lines[destination]:
+            del self._lines[destination]

@@ -1,0 +1,32 @@
+"""When to try again."""
+
+from datetime import datetime
+
+from mailstrom_async._config import RetryPolicy
+from mailstrom_async._envelope import Delivery
+
+
+def next_due(policy: RetryPolicy, *, attempt: int, now: datetime, expires_at: datetime, chance: float) -> datetime:
+    """When a delivery is attempted again that was deferred (RFC 5321 section 4.5.4.1).
+
+    Args:
+        policy: The schedule.
+        attempt: The number of the attempt that was just deferred, from 1: the first retry waits base_delay * factor.
+        now: When it was deferred.
+        expires_at: The end of the message's lifetime; nothing waits beyond it.
+        chance: A random number in [0, 1).
+    """
+    # A huge exponent overflows a float long before it means anything.
+    growth = policy.factor ** min(attempt, 64)
+    longest = policy.max_delay / policy.base_delay
+    delay = policy.base_delay * min(growth, longest)
+    delay *= 1 + policy.jitter * (2 * chance - 1)
+    return min(now + delay, max(now, expires_at))
+
+
+def has_expired(delivery: Delivery, now: datetime) -> bool:
+    """Whether the delivery's time is over, so that it is failed rather than attempted.
+
+    Nothing expires that was never attempted, however long the process was down or wherever the clock jumped.
+    """
+    return now >= delivery.message.expires_at and all(recipient.attempts > 0 for recipient in delivery.recipients)
