@@ -1,1 +1,15 @@
 """Where the queue is kept: the Protocol, and the stores that come with the library."""
+
+from mailstrom_async.storage.base import Acceptance, Due, Record, Recorded, Storage
+from mailstrom_async.storage.memory import MemoryStorage
+
+__all__ = [
+    # the Protocol and what goes through it
+    "Acceptance",
+    "Due",
+    "Record",
+    "Recorded",
+    "Storage",
+    # the stores
+    "MemoryStorage",
+]
