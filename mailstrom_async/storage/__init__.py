@@ -3,13 +3,4 @@
 from mailstrom_async.storage.base import Acceptance, Due, Record, Recorded, Storage
 from mailstrom_async.storage.memory import MemoryStorage
 
-__all__ = [
-    # the Protocol and what goes through it
-    "Acceptance",
-    "Due",
-    "Record",
-    "Recorded",
-    "Storage",
-    # the stores
-    "MemoryStorage",
-]
+__all__ = ["Acceptance", "Due", "MemoryStorage", "Record", "Recorded", "Storage"]
