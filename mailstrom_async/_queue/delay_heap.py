@@ -43,20 +43,24 @@ class DelayHeap:
         if len(self._current) > 2 * self._capacity or len(self._heap) > 4 * self._capacity:
             self._shrink()
 
+    def begin_refill(self) -> None:
+        """The store is about to be asked: what is pushed from now on it may not have seen, so nothing is left to it."""
+        self.horizon = None
+
     def refill(self, entries: Iterable[Due], *, complete: bool) -> None:
-        """Take over what the store says is next.
+        """Take over what the store says is next; `begin_refill` came before.
 
         Args:
             entries: The nearest deliveries, in any order.
             complete: The store has no others.
         """
         entries = list(entries)
-        self.horizon = None
         self.push(entries)
         if not complete and entries:
-            self.horizon = max(entry.due_at for entry in entries)
-            if len(self._current) > self._capacity:
-                self._shrink()
+            farthest = max(entry.due_at for entry in entries)
+            self.horizon = farthest if self.horizon is None else min(farthest, self.horizon)
+        if len(self._current) > self._capacity:
+            self._shrink()
 
     def discard(self, delivery_id: int) -> None:
         """Forget a delivery, if it is in."""

@@ -36,6 +36,12 @@ class Target:
     implicit_tls: bool = False
     credentials: Credentials | None = None
 
+    def __str__(self) -> str:
+        """As reasons and logs name it, for instance "mx1.example.org [192.0.2.1]:25"."""
+        return f"[{self.address}]:{self.port}" if self.host == str(self.address) else (
+            f"{self.host} [{self.address}]:{self.port}"
+        )
+
 
 class Refusal(NamedTuple):
     """A reply that decides something, and the command it answered."""
@@ -52,12 +58,15 @@ class Breakdown:
         phase: What we waited for.
         cause: "outcome_unknown": the whole message was sent, and the reply to it never came.
         reply: A reply that came with it, such as a 421.
+        enhanced: The RFC 3463 status, where there is one more exact than the cause's: "5.3.4" (too big for this
+            host), "5.6.7" (no SMTPUTF8), "5.6.3" (no 8BITMIME).
     """
 
     phase: Phase
     cause: Literal["network", "tls", "protocol", "outcome_unknown", "local", "policy"]
     reason: str
     reply: Reply | None = None
+    enhanced: str | None = None
 
 
 class SessionError(Exception):
@@ -120,6 +129,9 @@ class Session(Protocol):
 
         Cancelled, the connection is aborted, so that nothing that was buffered still gets out; if the final dot was
         sent, the outcome is unknown.
+
+        Raises:
+            ValueError: An address can't stand in a command; nothing was sent. Whoever accepted it should not have.
         """
         ...
 

@@ -1,0 +1,126 @@
+"""One try: a session is opened, a message goes over it, every recipient gets an outcome."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from mailstrom_async._envelope import QueuedMessage
+from mailstrom_async._policy.verdict import judge, judge_breakdown
+from mailstrom_async._reply import Phase
+from mailstrom_async._status import Outcome, TLSFacts
+from mailstrom_async.smtp.base import Breakdown, Connector, Refusal, Session, SessionError, Target
+
+
+@dataclass(frozen=True, slots=True)
+class Contact:
+    """With whom an attempt spoke last, and what was said."""
+
+    host: str | None = None
+    address: str | None = None
+    tls: TLSFacts = field(default_factory=TLSFacts)
+    transcript: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Unreachable:
+    """No session could be opened to any target.
+
+    Attributes:
+        outcome: What that means for every recipient.
+        contact: The last target.
+        login_refused: The relay does not accept our credentials: not the mail's fault, and it hits all mail.
+    """
+
+    outcome: Outcome
+    contact: Contact
+    login_refused: bool = False
+
+
+async def open_session(connector: Connector, targets: Iterable[Target]) -> Session | Unreachable:
+    """Open a session to the first target that gives one (RFC 5321 section 5.1)."""
+    unreachable = Unreachable(
+        judge_breakdown(Phase.CONNECT, "network", "the route has no address left to try"), Contact()
+    )
+    transcript: list[str] = []
+    for target in targets:
+        try:
+            return await connector.connect(target)
+        except SessionError as error:
+            transcript.append(f"-- {target.host} [{target.address}]:{target.port}: {error}")
+            transcript.extend(error.transcript)
+            unreachable = Unreachable(
+                verdict_on(error.why),
+                Contact(target.host, str(target.address), error.tls, tuple(transcript)),
+                login_refused=target.credentials is not None and error.why.phase is Phase.AUTH,
+            )
+    return unreachable
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """What became of a message on a session.
+
+    Attributes:
+        outcomes: Of each recipient that was attempted.
+        untouched: Recipients that the server never heard of, because the session had been closed before: they can go
+            over a new one at no risk.
+    """
+
+    outcomes: dict[str, Outcome]
+    untouched: tuple[str, ...] = ()
+
+    @property
+    def unfit_for_host(self) -> tuple[str, ...]:
+        """Recipients that failed because this host can't take such a message (too big, no SMTPUTF8); another might."""
+        return tuple(
+            recipient
+            for recipient, outcome in self.outcomes.items()
+            if outcome.state == "failed" and outcome.cause == "policy"
+        )
+
+
+async def carry(session: Session, message: QueuedMessage, recipients: Sequence[str], *, at_once: int) -> Carried:
+    """Send a message over a session, in as many transactions as its recipients need.
+
+    Args:
+        session: Ready for a transaction.
+        message: The message.
+        recipients: Addresses.
+        at_once: Recipients in one transaction.
+    """
+    outcomes: dict[str, Outcome] = {}
+    waiting = list(recipients)
+    while waiting:
+        batch, rest = waiting[:at_once], waiting[at_once:]
+        result = await session.transact(message, batch)
+        if result.untouched:
+            return Carried(outcomes, untouched=tuple(waiting))
+        for recipient, refusal in result.decided.items():
+            outcomes[recipient] = judge(refusal.phase, refusal.reply)
+        if result.breakdown is not None:
+            in_doubt = verdict_on(result.breakdown)
+            for recipient in batch:
+                if recipient not in outcomes and recipient not in result.postponed:
+                    outcomes[recipient] = in_doubt
+        waiting = [*result.postponed, *rest]
+        if waiting and not (session.usable and any(recipient in outcomes for recipient in batch)):
+            # The conversation is over, or the server postpones everybody: they are deferred as a whole.
+            outcome = _not_reached(result.breakdown)
+            outcomes.update((recipient, outcome) for recipient in waiting)
+            break
+    return Carried(outcomes)
+
+
+def verdict_on(why: Refusal | Breakdown) -> Outcome:
+    """What a refusal or a breakdown means for those whom it concerns."""
+    if isinstance(why, Refusal):
+        return judge(why.phase, why.reply)
+    return judge_breakdown(why.phase, why.cause, why.reason, enhanced=why.enhanced, reply=why.reply)
+
+
+def _not_reached(breakdown: Breakdown | None) -> Outcome:
+    """The outcome of recipients whose turn did not come: never in doubt, for they were never sent."""
+    if breakdown is None:
+        return judge_breakdown(Phase.RCPT, "network", "the host closed before it came to this recipient")
+    if breakdown.cause == "outcome_unknown":
+        return judge_breakdown(breakdown.phase, "network", breakdown.reason)
+    return verdict_on(breakdown)

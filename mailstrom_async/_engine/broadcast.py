@@ -1,0 +1,107 @@
+"""Tells whoever listens what was recorded."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import contextmanager
+
+from mailstrom_async._events import Event, EventsLost
+
+BACKLOG = 10_000
+"""Events kept for one reader that does not come to read them; beyond, the oldest are dropped and counted."""
+
+
+class Subscription:
+    """One reader's events, in the order of their recording."""
+
+    def __init__(self, types: tuple[type[Event], ...]) -> None:
+        self._types = types
+        self._events: deque[Event] = deque()
+        self._lost = 0
+        self._ready = asyncio.Event()
+        self._ended = False
+
+    def __aiter__(self) -> AsyncIterator[Event]:
+        return self
+
+    async def __anext__(self) -> Event:
+        while not self._events:
+            if self._ended:
+                raise StopAsyncIteration
+            self._ready.clear()
+            await self._ready.wait()
+        if self._lost:
+            lost, self._lost = self._lost, 0
+            return EventsLost(count=lost)
+        return self._events.popleft()
+
+    def offer(self, event: Event) -> None:
+        if self._types and not isinstance(event, self._types):
+            return
+        if len(self._events) >= BACKLOG:
+            self._events.popleft()
+            self._lost += 1
+        self._events.append(event)
+        self._ready.set()
+
+    def end(self) -> None:
+        """No more events: the reader gets what is left, and its loop ends."""
+        self._ended = True
+        self._ready.set()
+
+
+class Broadcast:
+    """The readers of events, and those who wait for one message.
+
+    Publishing never waits for anybody: a slow reader loses events, never slows delivery.
+    """
+
+    def __init__(self) -> None:
+        self._subscriptions: set[Subscription] = set()
+        self._watchers: dict[str, set[asyncio.Event]] = {}
+
+    @contextmanager
+    def subscribe(self, types: tuple[type[Event], ...]) -> Iterator[Subscription]:
+        subscription = Subscription(types)
+        self._subscriptions.add(subscription)
+        try:
+            yield subscription
+        finally:
+            self._subscriptions.discard(subscription)
+            subscription.end()
+
+    @contextmanager
+    def watch(self, message_id: str) -> Iterator[asyncio.Event]:
+        """An event that is set whenever something of the message was recorded; whoever waits clears it."""
+        changed = asyncio.Event()
+        watchers = self._watchers.setdefault(message_id, set())
+        watchers.add(changed)
+        try:
+            yield changed
+        finally:
+            watchers.discard(changed)
+            if not watchers and self._watchers.get(message_id) is watchers:
+                del self._watchers[message_id]
+
+    def publish(self, events: Iterable[Event]) -> None:
+        if not self._subscriptions:
+            return
+        for event in events:
+            for subscription in self._subscriptions:
+                subscription.offer(event)
+
+    def touch(self, message_ids: Iterable[str]) -> None:
+        """Something was recorded of these messages."""
+        if not self._watchers:
+            return
+        for message_id in message_ids:
+            for changed in self._watchers.get(message_id, ()):
+                changed.set()
+
+    def end(self) -> None:
+        """Nothing more will be recorded: readers finish, waiters look a last time."""
+        for subscription in self._subscriptions:
+            subscription.end()
+        for watchers in self._watchers.values():
+            for changed in watchers:
+                changed.set()

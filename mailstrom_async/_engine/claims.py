@@ -1,0 +1,78 @@
+"""The deliveries that are ours now, and the keeping of their leases."""
+
+import asyncio
+import logging
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+
+from mailstrom_async._clock import Clock
+from mailstrom_async._envelope import Delivery, Due
+from mailstrom_async._errors import StorageError
+from mailstrom_async.storage.base import Storage
+
+logger = logging.getLogger("mailstrom_async")
+
+
+class Claims:
+    """What is claimed and not yet recorded or released: bounded by count and by bytes of content."""
+
+    def __init__(self, storage: Storage, clock: Clock, *, owner: str, lease: timedelta, bytes_in_flight: int) -> None:
+        self._storage = storage
+        self._clock = clock
+        self._owner = owner
+        self._lease = lease
+        self._bytes_free = bytes_in_flight
+        self._held: dict[int, Delivery] = {}
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    @property
+    def bytes_free(self) -> int:
+        return self._bytes_free
+
+    async def claim(self, entries: Sequence[Due], now: datetime) -> list[Delivery]:
+        """Claim what of these is still to be had."""
+        deliveries = await self._storage.claim(
+            [entry.delivery_id for entry in entries], owner=self._owner, now=now, lease_until=now + self._lease
+        )
+        for delivery in deliveries:
+            self._held[delivery.id] = delivery
+            self._bytes_free -= len(delivery.message.content)
+        return deliveries
+
+    def end(self, delivery: Delivery) -> None:
+        """It is recorded, released, or lost."""
+        if self._held.pop(delivery.id, None) is not None:
+            self._bytes_free += len(delivery.message.content)
+
+    def held(self) -> list[Delivery]:
+        return list(self._held.values())
+
+    async def release(self, deliveries: Iterable[Delivery], due_at: datetime) -> list[Due]:
+        """Give deliveries back unattempted."""
+        deliveries = list(deliveries)
+        if not deliveries:
+            return []
+        dues = await self._storage.release(deliveries, due_at)
+        for delivery in deliveries:
+            self.end(delivery)
+        return dues
+
+    async def keep_leases(self) -> None:
+        """Renew the leases as long as this runs. A claim that is lost all the same is only noted: what its attempt
+        records will be refused by the store."""
+        never = asyncio.Event()
+        while True:
+            renewed_at = self._clock.now()
+            while (now := self._clock.now()) < renewed_at + self._lease / 3:
+                await self._clock.wait(never, renewed_at + self._lease / 3)
+            if not self._held:
+                continue
+            try:
+                lost = await self._storage.renew(self.held(), now + self._lease)
+            except StorageError as error:
+                logger.warning("leases could not be renewed, deliveries may be attempted twice: %s", error)
+                continue
+            for delivery in lost:
+                logger.warning("%r: its lease ended while it was attempted; its result will not count", delivery)

@@ -1,0 +1,75 @@
+"""Writes what attempts did, many in one commit, and never gives a result up."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+
+from mailstrom_async._clock import Clock
+from mailstrom_async._engine.health import Health
+from mailstrom_async._errors import StorageError
+from mailstrom_async.storage.base import Record, Recorded, Storage
+
+logger = logging.getLogger("mailstrom_async")
+
+BATCH = 256
+PATIENCE = timedelta(seconds=1)
+"""Between two tries to write to a store that does not take it."""
+
+
+class Recorder:
+    """Results wait here until the store has them. While it does not take them the store counts as unhealthy, and
+    nothing more is claimed: a delivery whose result can't be recorded would become a duplicate."""
+
+    def __init__(
+        self, storage: Storage, clock: Clock, health: Health, on_recorded: Callable[[Record, Recorded], None]
+    ) -> None:
+        self._storage = storage
+        self._clock = clock
+        self._health = health
+        self._on_recorded = on_recorded
+        self._waiting: list[Record] = []
+        self._writing: Sequence[Record] = ()
+        self._wake = asyncio.Event()
+
+    @property
+    def unwritten(self) -> list[Record]:
+        return [*self._writing, *self._waiting]
+
+    def submit(self, record: Record) -> None:
+        self._waiting.append(record)
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Write as long as this runs."""
+        while True:
+            if not self._waiting:
+                self._wake.clear()
+                await self._wake.wait()
+            if not await self._write_batch():
+                await self._clock.wait(asyncio.Event(), self._clock.now() + PATIENCE)
+
+    async def flush(self) -> bool:
+        """Write what waits; `run` must have ended. Whether the store took all of it."""
+        while self.unwritten:
+            if not await self._write_batch():
+                return False
+        return True
+
+    async def _write_batch(self) -> bool:
+        if not self._writing:
+            self._writing, self._waiting = self._waiting[:BATCH], self._waiting[BATCH:]
+        try:
+            # Cancelled here, the batch stays in _writing, and flush() writes it again: the store refuses what it has
+            # already, because the claim is over then.
+            recorded = await self._storage.record(self._writing)
+        except StorageError as error:
+            self._health.report("store", str(error))
+            return False
+        batch, self._writing = self._writing, ()
+        self._health.report("store", None)
+        for record, written in zip(batch, recorded, strict=True):
+            if not written.accepted:
+                logger.warning("%r: its claim was lost, so its result was not recorded", record.delivery)
+            self._on_recorded(record, written)
+        return True

@@ -1,0 +1,117 @@
+"""From outcomes to records."""
+
+import logging
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from random import Random
+
+from mailstrom_async._clock import Clock
+from mailstrom_async._config import RetryPolicy
+from mailstrom_async._engine.attempt import Contact
+from mailstrom_async._envelope import Delivery
+from mailstrom_async._queue.recipient import Circumstances, RecipientResult, expired, settle
+from mailstrom_async._queue.retry import next_due
+from mailstrom_async._status import Attempt, Outcome
+from mailstrom_async.storage.base import Record
+
+logger = logging.getLogger("mailstrom_async")
+
+NOBODY = Contact()
+
+
+class Settlement:
+    """Turns what an attempt did to a delivery into the record of it, and hands that on to be written."""
+
+    def __init__(self, clock: Clock, retry: RetryPolicy, chance: Random, submit: Callable[[Record], None]) -> None:
+        self._clock = clock
+        self._retry = retry
+        self._chance = chance
+        self._submit = submit
+
+    def settle(
+        self, delivery: Delivery, outcomes: Mapping[str, Outcome], *, started_at: datetime, contact: Contact = NOBODY
+    ) -> None:
+        """Record an attempt.
+
+        Args:
+            delivery: What was attempted.
+            outcomes: At least those of the delivery's recipients.
+            started_at: When it began.
+            contact: With whom we spoke.
+        """
+        now = self._clock.now()
+        expires_at = delivery.message.expires_at
+        due_at = next_due(
+            self._retry, attempt=delivery.attempt, now=now, expires_at=expires_at, chance=self._chance.random()
+        )
+        given = Circumstances(now, due_at, expires_at, contact.host or "", contact.tls.version)
+        own = {recipient.address: outcomes[recipient.address] for recipient in delivery.recipients}
+        results: dict[str, RecipientResult] = {
+            recipient.address: settle(recipient, own[recipient.address], given) for recipient in delivery.recipients
+        }
+        deferred = any(result.state == "deferred" for result in results.values())
+        attempt = Attempt(
+            started_at=min(started_at, now),
+            duration=max(now - started_at, started_at - started_at),
+            recipients=tuple(own),
+            destination=delivery.destination,
+            host=contact.host,
+            address=contact.address,
+            tls=contact.tls,
+            outcome=own,
+            transcript=() if all(outcome.state == "delivered" for outcome in own.values()) else contact.transcript,
+        )
+        record = Record(delivery, results, due_at if deferred else None, attempt)
+        log_attempt(record)
+        self._submit(record)
+
+    def settle_all(
+        self,
+        delivery: Delivery,
+        outcome: Outcome,
+        *,
+        started_at: datetime | None = None,
+        contact: Contact = NOBODY,
+    ) -> None:
+        """Record an attempt that ended the same for all recipients."""
+        self.settle(
+            delivery,
+            {recipient.address: outcome for recipient in delivery.recipients},
+            started_at=started_at or self._clock.now(),
+            contact=contact,
+        )
+
+    def expire(self, delivery: Delivery) -> None:
+        """Record that a delivery's lifetime ended while it waited."""
+        now = self._clock.now()
+        final = expired("see its attempts", None, now)
+        self._submit(Record(delivery, {recipient.address: final for recipient in delivery.recipients}, None, None))
+
+
+def log_attempt(record: Record) -> None:
+    """One line for each attempt: who, where to, with what outcome, and when again.
+
+    Counts, not addresses: some of the recipients are hidden ones, and `query_attempts` names them to whoever may ask.
+    """
+    attempt = record.attempt
+    if attempt is None or not logger.isEnabledFor(logging.INFO):
+        return
+    outcomes = list(attempt.outcome.values())
+    count = {state: sum(outcome.state == state for outcome in outcomes) for state in ("delivered", "deferred", "failed")}
+    telling = next((outcome for outcome in outcomes if outcome.state != "delivered"), outcomes[0])
+    logger.info(
+        "%s to %s: %d delivered, %d deferred, %d failed; host=%s[%s] tls=%s attempt=%d seconds=%.3f next=%s; %s %.512s",
+        record.delivery.message.message_id,
+        attempt.destination,
+        count["delivered"],
+        count["deferred"],
+        count["failed"],
+        attempt.host,
+        attempt.address,
+        attempt.tls.version or "no",
+        record.delivery.attempt,
+        attempt.duration.total_seconds(),
+        record.due_at.isoformat(timespec="seconds") if record.due_at else "never",
+        telling.enhanced,
+        "" if telling.state == "delivered" else telling.reason.replace("\n", " "),
+    )

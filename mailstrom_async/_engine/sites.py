@@ -1,0 +1,132 @@
+"""Where claimed deliveries go: their routes are found, and each site's sessions carry them."""
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+from anyio.abc import TaskGroup
+
+from mailstrom_async._config import Config
+from mailstrom_async._engine.routing import Router
+from mailstrom_async._engine.settlement import Settlement
+from mailstrom_async._engine.site import Site, SiteKey
+from mailstrom_async._envelope import Delivery
+from mailstrom_async._policy.hosts import Route
+from mailstrom_async._policy.verdict import judge_breakdown
+from mailstrom_async._reply import Phase
+from mailstrom_async._status import Outcome
+from mailstrom_async.smtp.base import Connector
+
+logger = logging.getLogger("mailstrom_async")
+
+
+class Sites:
+    """All sites that have something to do, and the connections that they share.
+
+    A site exists while deliveries wait there or sessions are open; nothing is kept for each domain afterwards.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        router: Router,
+        connector: Connector,
+        settlement: Settlement,
+        group: TaskGroup,
+    ) -> None:
+        self.config = config
+        self.router = router
+        self.connector = connector
+        self.settlement = settlement
+        self._group = group
+        self._sites: dict[SiteKey, Site] = {}
+        self._wanting: OrderedDict[SiteKey, None] = OrderedDict()
+        self._sessions = 0
+        self._routing: dict[str, list[Delivery]] = {}
+        self._closed = False
+        self.on_drained: Callable[[], None] | None = None
+
+    def assign(self, deliveries: Sequence[Delivery]) -> None:
+        """Take claimed deliveries over."""
+        for delivery in deliveries:
+            if delivery.destination in self._routing:
+                self._routing[delivery.destination].append(delivery)
+                continue
+            route = self.router.cached(delivery.destination)
+            if route is not None:
+                self._assign_routed([delivery], route)
+            else:
+                self._routing[delivery.destination] = [delivery]
+                self._group.start_soon(self._find_route, delivery.destination)
+
+    def withdraw(self) -> list[Delivery]:
+        """Take back what waits and was not attempted; nothing more is begun."""
+        self._closed = True
+        withdrawn = [delivery for waiting in self._routing.values() for delivery in waiting]
+        self._routing.clear()
+        for site in list(self._sites.values()):
+            withdrawn.extend(site.withdraw())
+        return withdrawn
+
+    @property
+    def busy(self) -> bool:
+        """A session is open that carries something."""
+        return any(site.busy for site in self._sites.values())
+
+    # --- for the sites -------------------------------------------------------------------------------------------
+
+    def want_session(self, site: Site) -> None:
+        """A site has more work than sessions: it gets one as soon as a connection is free."""
+        self._wanting[site.key] = None
+        self._serve()
+
+    @property
+    def crowded(self) -> bool:
+        """Another site waits for a connection."""
+        return bool(self._wanting)
+
+    def session_ended(self, site: Site) -> None:
+        self._sessions -= 1
+        if site.forgettable and self._sites.get(site.key) is site:
+            del self._sites[site.key]
+        if self.on_drained is not None and not self.busy:
+            self.on_drained()
+        self._serve()
+
+    # -------------------------------------------------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        while self._wanting and not self._closed:
+            if self._sessions >= self.config.limits.connections:
+                for site in self._sites.values():
+                    if site.dismiss_idle():
+                        break
+                return
+            key, _ = self._wanting.popitem(last=False)
+            site = self._sites.get(key)
+            if site is not None and site.wants_session:
+                self._sessions += 1
+                site.session_begins()
+                self._group.start_soon(site.run_session)
+                if site.wants_session:
+                    self._wanting[key] = None
+
+    async def _find_route(self, destination: str) -> None:
+        try:
+            route = await self.router.route(destination)
+        except Exception as error:
+            logger.exception("the route to %s could not be found", destination)
+            route = judge_breakdown(Phase.CONNECT, "local", f"finding the route failed unexpectedly: {error!r}")
+        # Cancelled, the deliveries stay in _routing and are withdrawn with the rest.
+        self._assign_routed(self._routing.pop(destination, []), route)
+
+    def _assign_routed(self, deliveries: Sequence[Delivery], route: Route | Outcome) -> None:
+        if isinstance(route, Outcome):
+            for delivery in deliveries:
+                self.settlement.settle_all(delivery, route)
+            return
+        site = self._sites.get(route.site)
+        if site is None:
+            site = self._sites[route.site] = Site(route.site, self)
+        for delivery in deliveries:
+            site.assign(delivery, route)

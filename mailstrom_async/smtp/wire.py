@@ -1,0 +1,188 @@
+"""A connection during mail transactions: bytes out, with flow control; replies in, each with a deadline."""
+
+import asyncio
+import socket
+from collections.abc import Sequence
+from typing import Literal
+
+from mailstrom_async._policy.replies import Answer, ReplyQueue
+from mailstrom_async.smtp.transcript import Transcript
+
+CHUNK = 64 * 1024
+# Linux would take megabytes off our hands and hide from us whether the server reads them.
+UNSENT_IN_KERNEL = 128 * 1024
+
+
+class Broken(Exception):
+    """The conversation can't go on.
+
+    Attributes:
+        cause: Whether the line broke, or the server does not speak SMTP.
+        reason: What the server did; continues its name.
+        answer: The 421 that announced it.
+    """
+
+    def __init__(self, cause: Literal["network", "protocol"], reason: str, answer: Answer | None = None) -> None:
+        super().__init__(reason)
+        self.cause: Literal["network", "protocol"] = cause
+        self.reason = reason
+        self.answer = answer
+
+
+class Wire(asyncio.Protocol):
+    """Takes a connection over from the protocol that opened it. One coroutine at a time uses it.
+
+    Timeouts are timers beside the awaited future rather than `asyncio.timeout`, which after a stall of the event loop
+    would cancel us although the reply has arrived.
+
+    Attributes:
+        heard: Something arrived since `heard` was last set to False.
+        unsent: Bytes wait here that the kernel has not taken; stays True if the connection is lost with them.
+    """
+
+    def __init__(self, transport: asyncio.Transport, transcript: Transcript) -> None:
+        self.transcript = transcript
+        self.heard = False
+        self.unsent = False
+        self._loop = asyncio.get_running_loop()
+        self._transport = transport
+        self._replies = ReplyQueue()
+        self._lost: str | None = "closed the connection" if transport.is_closing() else None
+        self._waiter: asyncio.Future[bool] | None = None
+        # Writing pauses as soon as the kernel takes no more, and goes on once it has taken all: so "not paused" means
+        # sent. (1, not 0: asyncio's TLS transport pauses for ever at a high-water mark of 0.)
+        transport.set_write_buffer_limits(high=1, low=0)
+        sock = transport.get_extra_info("socket")
+        if sock is not None and hasattr(socket, "TCP_NOTSENT_LOWAT"):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_IN_KERNEL)
+        transport.set_protocol(self)
+
+    # What the event loop tells us.
+
+    def data_received(self, data: bytes) -> None:
+        self.heard = True
+        self._replies.feed(data)
+        if not self._replies.in_step:
+            # Nothing that is still to be sent may get out. What was answered before stays in `_replies.ready`.
+            self._transport.abort()
+        self._wake()
+
+    def eof_received(self) -> None:
+        # Not close(), which asyncio would do: that flushes, and could still deliver what we report as not delivered.
+        self._lose("closed the connection")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lose("reset the connection" if isinstance(exc, ConnectionResetError) else "closed the connection")
+
+    def pause_writing(self) -> None:
+        self.unsent = True
+
+    def resume_writing(self) -> None:
+        self.unsent = False
+        self._wake()
+
+    # What the transaction asks.
+
+    @property
+    def usable(self) -> bool:
+        """It stands, it is in step, and nothing came unasked."""
+        return self._lost is None and self._replies.in_step and not self._transport.is_closing()
+
+    @property
+    def answered(self) -> bool:
+        """A reply is here that was not taken."""
+        return bool(self._replies.ready)
+
+    def send(self, commands: Sequence[bytes]) -> None:
+        """Send commands, each of which will be answered."""
+        self.expect(len(commands))
+        self.write(b"".join(commands))
+
+    def expect(self, replies: int = 1) -> None:
+        """So many replies more may come."""
+        self._replies.expect(replies)
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Send bytes. Returns at once; on a broken connection nothing happens, and `answer` tells."""
+        if self.usable:
+            self._transport.write(data)
+
+    async def answer(self, seconds: float) -> Answer:
+        """The reply to the oldest command that has none yet, within so many seconds for all of its lines.
+
+        Raises:
+            Broken: There is none, or there is one too many. Replies that came before the connection broke are given
+                first.
+        """
+        deadline = self._loop.time() + seconds
+        while not self._replies.ready or self._replies.fault is not None:
+            self._check()
+            if not await self._change(deadline):
+                raise Broken("network", f"gave no answer within {seconds:g} s")
+        answer = self._replies.ready.popleft()
+        self.transcript.theirs(answer)
+        return answer
+
+    async def drain(self, seconds: float) -> None:
+        """Wait until the kernel took what was written, or a reply is here; let others run in any case.
+
+        Args:
+            seconds: How long to wait without any progress. However slow, what moves is not cut off.
+
+        Raises:
+            Broken: It was not taken.
+        """
+        await asyncio.sleep(0)
+        left = self._transport.get_write_buffer_size()
+        while self.unsent and not self._replies.ready:
+            self._check()
+            if not await self._change(self._loop.time() + seconds):
+                before, left = left, self._transport.get_write_buffer_size()
+                if left >= before:
+                    raise Broken("network", f"took nothing of the message for {seconds:g} s")
+        self._check()
+
+    def abort(self) -> None:
+        """Drop the connection, with what is still to be sent."""
+        self._lose("was dropped by us")
+
+    def _check(self) -> None:
+        if self._replies.fault is not None:
+            raise Broken("protocol", self._replies.fault)
+        if self._replies.ready:
+            return
+        if self._replies.farewell is not None:
+            self.transcript.theirs(self._replies.farewell)
+            raise Broken("network", "ended the session", self._replies.farewell)
+        if self._lost is not None:
+            raise Broken("network", self._lost)
+
+    def _lose(self, reason: str) -> None:
+        if self._lost is None:
+            self._lost = reason
+        self._transport.abort()
+        self._wake()
+
+    async def _change(self, deadline: float) -> bool:
+        """Wait until something happened; False: nothing did until the deadline."""
+        self._waiter = waiter = self._loop.create_future()
+        timer = self._loop.call_at(deadline, _expire, waiter)
+        try:
+            if await waiter:
+                return True
+            # After a stall of the loop, what arrived meanwhile may be read only in its next round.
+            self._waiter = waiter = self._loop.create_future()
+            self._loop.call_soon(self._loop.call_soon, _expire, waiter)
+            return await waiter
+        finally:
+            timer.cancel()
+            self._waiter = None
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(True)
+
+
+def _expire(waiter: asyncio.Future[bool]) -> None:
+    if not waiter.done():
+        waiter.set_result(False)
