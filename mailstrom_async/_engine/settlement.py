@@ -28,6 +28,9 @@ class Settlement:
         self._chance = chance
         self._submit = submit
 
+    def now(self) -> datetime:
+        return self._clock.now()
+
     def settle(
         self, delivery: Delivery, outcomes: Mapping[str, Outcome], *, started_at: datetime, contact: Contact = NOBODY
     ) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from anyio.abc import TaskGroup
 
 from mailstrom_async._config import Config
+from mailstrom_async._engine.health import Health
 from mailstrom_async._engine.routing import Router
 from mailstrom_async._engine.settlement import Settlement
 from mailstrom_async._engine.site import Site, SiteKey
@@ -32,18 +33,21 @@ class Sites:
         router: Router,
         connector: Connector,
         settlement: Settlement,
+        health: Health,
         group: TaskGroup,
     ) -> None:
         self.config = config
         self.router = router
         self.connector = connector
         self.settlement = settlement
+        self._health = health
         self._group = group
         self._sites: dict[SiteKey, Site] = {}
         self._wanting: OrderedDict[SiteKey, None] = OrderedDict()
         self._sessions = 0
         self._routing: dict[str, list[Delivery]] = {}
         self._closed = False
+        self.interrupted: list[Delivery] = []
         self.on_drained: Callable[[], None] | None = None
 
     def assign(self, deliveries: Sequence[Delivery]) -> None:
@@ -73,8 +77,6 @@ class Sites:
         """A session is open that carries something."""
         return any(site.busy for site in self._sites.values())
 
-    # --- for the sites -------------------------------------------------------------------------------------------
-
     def want_session(self, site: Site) -> None:
         """A site has more work than sessions: it gets one as soon as a connection is free."""
         self._wanting[site.key] = None
@@ -85,6 +87,10 @@ class Sites:
         """Another site waits for a connection."""
         return bool(self._wanting)
 
+    def relay_trouble(self, trouble: str | None) -> None:
+        """The relay refuses our login, or does no more: a fault of the settings, which hits all mail."""
+        self._health.report("relay", trouble)
+
     def session_ended(self, site: Site) -> None:
         self._sessions -= 1
         if site.forgettable and self._sites.get(site.key) is site:
@@ -92,8 +98,6 @@ class Sites:
         if self.on_drained is not None and not self.busy:
             self.on_drained()
         self._serve()
-
-    # -------------------------------------------------------------------------------------------------------------
 
     def _serve(self) -> None:
         while self._wanting and not self._closed:

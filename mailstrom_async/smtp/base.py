@@ -115,6 +115,11 @@ class Session(Protocol):
         ...
 
     @property
+    def in_doubt(self) -> bool:
+        """The final dot of the last message was sent, or may have been, and no reply to it came."""
+        ...
+
+    @property
     def transactions(self) -> int:
         """How many it carried."""
         ...

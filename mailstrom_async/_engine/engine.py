@@ -1,0 +1,201 @@
+"""Delivery as a whole: its parts wired together, started and stopped."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
+from random import Random
+
+import anyio
+from anyio.abc import TaskGroup
+
+from mailstrom_async._clock import Clock
+from mailstrom_async._config import Config
+from mailstrom_async._engine.broadcast import Broadcast
+from mailstrom_async._engine.claims import Claims
+from mailstrom_async._engine.health import Health
+from mailstrom_async._engine.recorder import Recorder
+from mailstrom_async._engine.routing import Router
+from mailstrom_async._engine.scheduler import Scheduler
+from mailstrom_async._engine.settlement import Settlement
+from mailstrom_async._engine.sites import Sites
+from mailstrom_async._envelope import Delivery, Due
+from mailstrom_async._errors import StorageError
+from mailstrom_async._events import Event, MessageCompleted, RecipientDeferred, RecipientDelivered, RecipientFailed
+from mailstrom_async._queue.retry import has_expired
+from mailstrom_async._status import Deferred, Delivered
+from mailstrom_async.dns.base import Resolver
+from mailstrom_async.smtp.base import Connector
+from mailstrom_async.storage.base import Record, Recorded, Storage
+
+logger = logging.getLogger("mailstrom_async")
+
+LAST_WORDS = timedelta(seconds=10)
+"""How long a stopping engine tries to write results that the store does not take."""
+
+
+class Engine:
+    """Delivers what the store holds, from `start` to `stop`; it can be started again.
+
+    It lives in a task of its own, so that whoever starts it and whoever stops it need not be the same task.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        storage: Storage,
+        resolver: Resolver,
+        connector: Connector,
+        *,
+        clock: Clock,
+        chance: Random,
+        owner: str,
+        broadcast: Broadcast,
+        health: Health,
+    ) -> None:
+        self._config = config
+        self._storage = storage
+        self._clock = clock
+        self._broadcast = broadcast
+        self._health = health
+        self._router = Router(resolver, config, clock, chance, on_trouble=lambda why: health.report("resolver", why))
+        self._connector = connector
+        self._recorder = Recorder(storage, clock, health, self._recorded)
+        self._settlement = Settlement(clock, config.retry, chance, self._recorder.submit)
+        self._claims = Claims(
+            storage, clock, owner=owner, lease=config.lease, bytes_in_flight=config.limits.bytes_in_flight
+        )
+        self._scheduler: Scheduler | None = None
+        self._sites: Sites | None = None
+        self._stop_asked: asyncio.Event = asyncio.Event()
+        self._grace = config.shutdown_grace
+        self._life: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to deliver. A second call does nothing."""
+        if self._life is None:
+            self._stop_asked = asyncio.Event()
+            self._life = asyncio.create_task(self._live(), name="mailstrom_async delivery")
+
+    async def stop(self, grace: timedelta | None = None) -> None:
+        """Attempt nothing more; let what runs finish for `grace` (None: the configured one), abort the rest, and give
+        every claim back that has no result."""
+        if self._life is None:
+            return
+        life = self._life
+        self._grace = self._config.shutdown_grace if grace is None else grace
+        self._stop_asked.set()
+        try:
+            await asyncio.shield(life)
+        except asyncio.CancelledError:
+            # The caller has no patience left: no grace for anybody, but claims are still given back.
+            self._grace = timedelta(0)
+            if self._sites is not None and self._sites.on_drained is not None:
+                self._sites.on_drained()
+            raise
+        finally:
+            if life.done():
+                self._life = None
+
+    def queued(self, entries: Iterable[Due]) -> None:
+        """Deliveries are in the store, due then."""
+        if self._scheduler is not None:
+            self._scheduler.push(entries)
+
+    async def _live(self) -> None:
+        async with anyio.create_task_group() as outer:
+            outer.start_soon(self._claims.keep_leases)
+            recording = anyio.CancelScope()
+            recorded = anyio.Event()
+            outer.start_soon(_run_in, recording, self._recorder.run, recorded)
+            await self._deliver_until_stopped()
+            recording.cancel()
+            await recorded.wait()
+            outer.cancel_scope.cancel()
+        await self._give_back()
+
+    async def _deliver_until_stopped(self) -> None:
+        async with anyio.create_task_group() as group:
+            self._sites = Sites(self._config, self._router, self._connector, self._settlement, self._health, group)
+            self._scheduler = Scheduler(self._storage, self._clock, self._claims, self._health, self._dispatch)
+            scheduled = anyio.Event()
+            group.start_soon(_run_in, anyio.CancelScope(), self._scheduler.run, scheduled)
+            await self._stop_asked.wait()
+            self._scheduler.stop()
+            await scheduled.wait()
+            await self._drain(self._sites, group)
+            self._scheduler = None
+
+    async def _drain(self, sites: Sites, group: TaskGroup) -> None:
+        self._sites = sites
+        self._withdrawn = sites.withdraw()
+        drained = asyncio.Event()
+        sites.on_drained = drained.set
+        if sites.busy:
+            with anyio.move_on_after(self._grace.total_seconds()):
+                await drained.wait()
+        group.cancel_scope.cancel()
+
+    async def _give_back(self) -> None:
+        """The last words of a life: results written, claims released."""
+        with anyio.move_on_after(LAST_WORDS.total_seconds(), shield=True):
+            while not await self._recorder.flush():
+                await asyncio.sleep(1)
+        unwritten = {record.delivery.id for record in self._recorder.unwritten}
+        for record in self._recorder.unwritten:
+            logger.error("%r: its result could not be stored; it will be attempted again", record.delivery)
+        try:
+            await self._claims.release(
+                [delivery for delivery in self._claims.held() if delivery.id not in unwritten], self._clock.now()
+            )
+        except StorageError as error:
+            logger.error("claims could not be given back, they end with their lease: %s", error)  # noqa: TRY400
+        self._sites = None
+
+    def _dispatch(self, deliveries: Sequence[Delivery]) -> None:
+        now = self._clock.now()
+        alive: list[Delivery] = []
+        for delivery in deliveries:
+            if has_expired(delivery, now):
+                self._settlement.expire(delivery)
+            else:
+                alive.append(delivery)
+        if self._sites is not None:
+            self._sites.assign(alive)
+
+    def _recorded(self, record: Record, recorded: Recorded) -> None:
+        delivery = record.delivery
+        if self._scheduler is not None:
+            well = None if record.attempt is None else record.due_at is None
+            self._scheduler.ended(delivery, well=well)
+            if recorded.due is not None:
+                self._scheduler.push([recorded.due])
+        else:
+            self._claims.end(delivery)
+        if recorded.accepted:
+            message_id = delivery.message.message_id
+            self._broadcast.publish(events_of(message_id, recorded))
+            self._broadcast.touch([message_id])
+
+
+async def _run_in(scope: anyio.CancelScope, run: Callable[[], object], done: anyio.Event) -> None:
+    try:
+        with scope:
+            await run()  # type: ignore[misc]
+    finally:
+        done.set()
+
+
+def events_of(message_id: str, recorded: Recorded) -> list[Event]:
+    """What to tell of a record."""
+    events: list[Event] = []
+    for address, result in recorded.results.items():
+        if isinstance(result, Delivered):
+            events.append(RecipientDelivered(message_id=message_id, address=address, result=result))
+        elif isinstance(result, Deferred):
+            events.append(RecipientDeferred(message_id=message_id, address=address, result=result))
+        else:
+            events.append(RecipientFailed(message_id=message_id, address=address, result=result))
+    if recorded.completed:
+        events.append(MessageCompleted(message_id=message_id))
+    return events

@@ -1,0 +1,269 @@
+"""One site: the deliveries that wait for it, and the sessions that carry them one after another."""
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Hashable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from mailstrom_async._engine.attempt import Carried, Contact, Unreachable, carry, open_session
+from mailstrom_async._envelope import Delivery
+from mailstrom_async._policy.hosts import Route
+from mailstrom_async._policy.verdict import judge_breakdown
+from mailstrom_async._reply import Phase
+from mailstrom_async._status import Outcome
+from mailstrom_async.smtp.base import Session
+
+if TYPE_CHECKING:
+    from mailstrom_async._engine.sites import Sites
+
+logger = logging.getLogger("mailstrom_async")
+
+SiteKey = Hashable
+
+FIRST_SESSIONS = 2
+"""Sessions to a site that has not yet shown that it takes mail."""
+
+
+@dataclass(slots=True)
+class Bundle:
+    """All deliveries of one message that wait at a site: they share transactions."""
+
+    route: Route
+    deliveries: list[Delivery]
+
+    @property
+    def recipients(self) -> list[str]:
+        return [recipient.address for delivery in self.deliveries for recipient in delivery.recipients]
+
+
+class Site:
+    """How many sessions a site may have is learned: one more with each message that it takes, fewer when it refuses
+    connections, never above `Limits.connections_per_host`."""
+
+    def __init__(self, key: SiteKey, sites: "Sites") -> None:
+        self.key = key
+        self._sites = sites
+        self._waiting: OrderedDict[int, Bundle] = OrderedDict()  # by message
+        self._sessions = 0
+        self._connected = 0
+        self._carrying = 0
+        self._allowed = min(FIRST_SESSIONS, sites.config.limits.connections_per_host)
+        self._idle: list[asyncio.Future[bool]] = []
+
+    def assign(self, delivery: Delivery, route: Route) -> None:
+        bundle = self._waiting.get(delivery.message.key)
+        if bundle is not None:
+            bundle.deliveries.append(delivery)
+            return
+        self._waiting[delivery.message.key] = Bundle(route, [delivery])
+        if not self._wake_idle(True) and self.wants_session:
+            self._sites.want_session(self)
+
+    def withdraw(self) -> list[Delivery]:
+        """Take back what waits; sessions without work end."""
+        withdrawn = [delivery for bundle in self._waiting.values() for delivery in bundle.deliveries]
+        self._waiting.clear()
+        while self._wake_idle(False):
+            pass
+        return withdrawn
+
+    @property
+    def wants_session(self) -> bool:
+        return self._sessions < self._allowed and len(self._waiting) > self._sessions - self._carrying
+
+    @property
+    def busy(self) -> bool:
+        return self._carrying > 0
+
+    @property
+    def forgettable(self) -> bool:
+        return not self._sessions and not self._waiting
+
+    def session_begins(self) -> None:
+        self._sessions += 1
+
+    def dismiss_idle(self) -> bool:
+        """End a session that has no work, if there is one: another site needs its connection."""
+        return self._wake_idle(False)
+
+    async def run_session(self) -> None:
+        """The life of one session: opened when there is work, kept for more, closed when it idles too long."""
+        session: Session | None = None
+        try:
+            while self._waiting or (session is not None and session.usable and await self._idle_until_work()):
+                if session is not None and not self._fit(session):
+                    session = await self._part_from(session)
+                if session is None:
+                    session = await self._open()
+                    if session is None:
+                        return
+                if (bundle := self._take()) is not None:
+                    session = await self._carry(session, bundle)
+                if session is not None and self._sites.crowded and self._sessions > 1:
+                    return
+        except Exception:
+            # One session's fault is not the others': its deliveries are settled in _carry, the site goes on.
+            logger.exception("a session with %s failed unexpectedly", self.key)
+        finally:
+            self._sessions -= 1
+            if session is not None:
+                await self._part_from(session)
+            self._sites.session_ended(self)
+            if self.wants_session:
+                self._sites.want_session(self)
+
+    def _take(self) -> Bundle | None:
+        return self._waiting.popitem(last=False)[1] if self._waiting else None
+
+    def _put_back(self, bundle: Bundle) -> None:
+        key = bundle.deliveries[0].message.key
+        if key in self._waiting:
+            bundle.deliveries.extend(self._waiting[key].deliveries)
+        self._waiting[key] = bundle
+        self._waiting.move_to_end(key, last=False)
+
+    def _fit(self, session: Session) -> bool:
+        return session.usable and session.transactions < self._sites.config.limits.messages_per_connection
+
+    def _wake_idle(self, work: bool) -> bool:
+        while self._idle:
+            waiter = self._idle.pop()
+            if not waiter.done():
+                waiter.set_result(work)
+                return True
+        return False
+
+    async def _idle_until_work(self) -> bool:
+        waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._idle.append(waiter)
+        try:
+            async with asyncio.timeout(self._sites.config.timeouts.idle.total_seconds()):
+                return await waiter
+        except TimeoutError:
+            return False
+        finally:
+            if waiter in self._idle:
+                self._idle.remove(waiter)
+
+    async def _part_from(self, session: Session) -> None:
+        self._connected -= 1
+        if session.usable:
+            await session.quit()
+        else:
+            session.abort()
+
+    async def _open(self) -> Session | None:
+        """Open a session; where none can be had, settle what that means for those who wait."""
+        bundle = next(iter(self._waiting.values()))
+        started_at = self._sites.settlement.now()
+        self._carrying += 1
+        try:
+            opened = await open_session(self._sites.connector, self._sites.router.targets(bundle.route))
+        finally:
+            self._carrying -= 1
+        if not isinstance(opened, Unreachable):
+            self._connected += 1
+            self._sites.relay_trouble(None)
+            return opened
+        if opened.login_refused:
+            self._sites.relay_trouble(opened.outcome.reason)
+        if self._connected:
+            # Others have a session: the site has enough of us, and what waits is theirs (row A63).
+            self._allowed = self._connected
+            return None
+        self._allowed = 1
+        for delivery in self._withdraw_all():
+            self._sites.settlement.settle_all(
+                delivery, opened.outcome, started_at=started_at, contact=opened.contact
+            )
+        return None
+
+    def _withdraw_all(self) -> list[Delivery]:
+        deliveries = [delivery for bundle in self._waiting.values() for delivery in bundle.deliveries]
+        self._waiting.clear()
+        return deliveries
+
+    async def _carry(self, session: Session, bundle: Bundle) -> Session | None:
+        """Carry a bundle over a session; returns the session if it can be used further."""
+        started_at = self._sites.settlement.now()
+        fresh = session.transactions == 0
+        self._carrying += 1
+        try:
+            carried = await self._attempt(session, bundle)
+        except asyncio.CancelledError:
+            session.abort()
+            self._connected -= 1
+            self._interrupted(session, bundle, started_at)
+            raise
+        except Exception as error:
+            logger.exception("%r failed unexpectedly", bundle.deliveries)
+            session.abort()
+            outcome = judge_breakdown(Phase.DATA, "local", f"a fault in this library: {error!r}")
+            carried = Carried(dict.fromkeys(bundle.recipients, outcome))
+        finally:
+            self._carrying -= 1
+        if carried.untouched:
+            self._requeue_untouched(bundle, carried, fresh=fresh, session=session, started_at=started_at)
+        else:
+            self._settle(bundle, carried.outcomes, started_at, session)
+            if any(outcome.state == "delivered" for outcome in carried.outcomes.values()):
+                self._allowed = min(self._allowed + 1, self._sites.config.limits.connections_per_host)
+                if self.wants_session:
+                    self._sites.want_session(self)
+        if session.usable:
+            return session
+        session.abort()
+        self._connected -= 1
+        return None
+
+    async def _attempt(self, session: Session, bundle: Bundle) -> Carried:
+        message = bundle.deliveries[0].message
+        at_once = self._sites.config.limits.recipients_per_transaction
+        carried = await carry(session, message, bundle.recipients, at_once=at_once)
+        if not carried.unfit_for_host:
+            return carried
+        # Too big for this host, or it can't SMTPUTF8: another host of the route may differ (rows A51, A54).
+        others = [
+            target for target in self._sites.router.targets(bundle.route) if target.host != session.target.host
+        ]
+        if others and not isinstance(other := await open_session(self._sites.connector, others), Unreachable):
+            try:
+                again = await carry(other, message, carried.unfit_for_host, at_once=at_once)
+                carried.outcomes.update(again.outcomes)
+                await other.quit()
+            finally:
+                other.abort()
+        return carried
+
+    def _requeue_untouched(
+        self, bundle: Bundle, carried: Carried, *, fresh: bool, session: Session, started_at: datetime
+    ) -> None:
+        if fresh or carried.outcomes:
+            # Closed by a host that we just greeted, or half-way through: that is an attempt, or we would spin.
+            closed = judge_breakdown(Phase.MAIL, "network", f"{session.target.host} closed the connection before MAIL")
+            outcomes = {**dict.fromkeys(carried.untouched, closed), **carried.outcomes}
+            self._settle(bundle, outcomes, started_at, session)
+        else:
+            self._put_back(bundle)
+
+    def _settle(self, bundle: Bundle, outcomes: dict[str, Outcome], started_at: datetime, session: Session) -> None:
+        contact = contact_of(session)
+        for delivery in bundle.deliveries:
+            self._sites.settlement.settle(delivery, outcomes, started_at=started_at, contact=contact)
+
+    def _interrupted(self, session: Session, bundle: Bundle, started_at: datetime) -> None:
+        """We were stopped in the middle: what may have been taken is in doubt, the rest was never attempted."""
+        if not session.in_doubt:
+            self._sites.interrupted.extend(bundle.deliveries)
+            return
+        outcome = judge_breakdown(
+            Phase.END_OF_DATA, "outcome_unknown", "we were stopped before the host answered the final dot"
+        )
+        self._settle(bundle, dict.fromkeys(bundle.recipients, outcome), started_at, session)
+
+
+def contact_of(session: Session) -> Contact:
+    return Contact(session.target.host, str(session.target.address), session.tls, session.transcript)
