@@ -100,7 +100,9 @@ def log_attempt(record: Record) -> None:
     if attempt is None or not logger.isEnabledFor(logging.INFO):
         return
     outcomes = list(attempt.outcome.values())
-    count = {state: sum(outcome.state == state for outcome in outcomes) for state in ("delivered", "deferred", "failed")}
+    count = {
+        state: sum(outcome.state == state for outcome in outcomes) for state in ("delivered", "deferred", "failed")
+    }
     telling = next((outcome for outcome in outcomes if outcome.state != "delivered"), outcomes[0])
     logger.info(
         "%s to %s: %d delivered, %d deferred, %d failed; host=%s[%s] tls=%s attempt=%d seconds=%.3f next=%s; %s %.512s",

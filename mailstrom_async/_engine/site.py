@@ -176,9 +176,7 @@ class Site:
             return None
         self._allowed = 1
         for delivery in self._withdraw_all():
-            self._sites.settlement.settle_all(
-                delivery, opened.outcome, started_at=started_at, contact=opened.contact
-            )
+            self._sites.settlement.settle_all(delivery, opened.outcome, started_at=started_at, contact=opened.contact)
         return None
 
     def _withdraw_all(self) -> list[Delivery]:
@@ -226,9 +224,7 @@ class Site:
         if not carried.unfit_for_host:
             return carried
         # Too big for this host, or it can't SMTPUTF8: another host of the route may differ (rows A51, A54).
-        others = [
-            target for target in self._sites.router.targets(bundle.route) if target.host != session.target.host
-        ]
+        others = [target for target in self._sites.router.targets(bundle.route) if target.host != session.target.host]
         if others and not isinstance(other := await open_session(self._sites.connector, others), Unreachable):
             try:
                 again = await carry(other, message, carried.unfit_for_host, at_once=at_once)

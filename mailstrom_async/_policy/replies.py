@@ -156,6 +156,11 @@ class ReplyQueue:
     def in_step(self) -> bool:
         return self.fault is None and self.farewell is None
 
+    @property
+    def partial(self) -> bool:
+        """A reply has begun and is not whole."""
+        return self._reader.pending
+
     def expect(self, count: int = 1) -> None:
         """So many commands more are sent."""
         self._expected += count

@@ -38,8 +38,10 @@ class Target:
 
     def __str__(self) -> str:
         """As reasons and logs name it, for instance "mx1.example.org [192.0.2.1]:25"."""
-        return f"[{self.address}]:{self.port}" if self.host == str(self.address) else (
-            f"{self.host} [{self.address}]:{self.port}"
+        return (
+            f"[{self.address}]:{self.port}"
+            if self.host == str(self.address)
+            else (f"{self.host} [{self.address}]:{self.port}")
         )
 
 

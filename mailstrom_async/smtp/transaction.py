@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from datetime import timedelta
 
 from mailstrom_async._config import Timeouts
 from mailstrom_async._envelope import QueuedMessage
@@ -63,9 +63,7 @@ class Envelope:
             parameters += b" SMTPUTF8"
         return cls(
             b"MAIL FROM:<%b>%b\r\n" % (sender, parameters),
-            tuple(
-                (recipient, b"RCPT TO:<%b>\r\n" % _checked(recipient).encode(encoding)) for recipient in recipients
-            ),
+            tuple((recipient, b"RCPT TO:<%b>\r\n" % _checked(recipient).encode(encoding)) for recipient in recipients),
         )
 
 
@@ -106,72 +104,72 @@ class Transaction:
         self._timeouts = timeouts
         self._pipelining = pipelining
         self._phase = Phase.MAIL
+        self._in_doubt = False  # the whole message is sent, its reply is not here
+        self._reset_refused = False
         self._decided: dict[str, Refusal] = {}
         self._accepted: list[str] = []
         self._postponed: list[str] = []
-        self._untouched = False
 
     async def run(self, message: QueuedMessage, envelope: Envelope, *, reset: bool, reused: bool) -> TransactionResult:
         """Send it, and sort the recipients by what was answered.
 
         Args:
             reset: Begin with RSET.
-            reused: The session had a transaction before; if it turns out to be closed, no blame falls on the server.
+            reused: The session had a transaction before, so that no blame falls on the server if it is closed now.
         """
         breakdown = None
-        self._wire.heard = False
+        untouched = False
         try:
             await self._converse(message, envelope, reset=reset)
         except Broken as broken:
-            # Replies that the server gave before it lost its way may have been paired with the wrong commands.
-            if broken.cause == "protocol":
+            if broken.cause == "protocol" and self._phase is not Phase.END_OF_DATA:
+                # The replies before may have been paired with the wrong commands.
                 self._decided.clear()
                 self._postponed.clear()
-            self._untouched |= (
-                reused and self._phase is Phase.MAIL and (broken.answer is not None or not self._wire.heard)
-                and not self._wire.usable
-            )
+            untouched = reused and self._before_mail(broken)
             breakdown = self._breakdown(broken)
             self._wire.abort()
         settled = self._decided.keys() | set(self._postponed)
-        everybody_settled = all(recipient in settled for recipient, _ in envelope.rcpt)
         return TransactionResult(
             decided=self._decided,
-            breakdown=None if everybody_settled else breakdown,
+            breakdown=breakdown if any(recipient not in settled for recipient, _ in envelope.rcpt) else None,
             postponed=tuple(self._postponed),
-            untouched=self._untouched,
+            untouched=untouched,
         )
 
+    def _before_mail(self, broken: Broken) -> bool:
+        """The server had ended the session before it answered MAIL, by a 421 or without a word."""
+        if self._phase is not Phase.MAIL or broken.cause != "network":
+            return False
+        return self._reset_refused or broken.answer is not None or self._wire.closed_by_server
+
     def _breakdown(self, broken: Broken) -> Breakdown:
-        cause: Literal["network", "protocol", "outcome_unknown"] = broken.cause
         reason = f"{self._target} {broken.reason}, at {self._phase}"
-        if self._phase is Phase.END_OF_DATA and broken.answer is None:
-            # It has all of the message, so it may have taken it.
-            cause = "outcome_unknown"
-            reason += "; it may have taken the message, which then arrives twice"
-        reply = None if broken.answer is None else broken.answer.to(self._phase, self._target.host)
-        return Breakdown(self._phase, cause, reason, reply)
+        if broken.answer is not None:
+            return Breakdown(self._phase, broken.cause, reason, broken.answer.to(self._phase, self._target.host))
+        if self._in_doubt and not self._wire.unsent:
+            reason += "; it had the whole message and may have taken it, so that it may arrive twice"
+            return Breakdown(Phase.END_OF_DATA, "outcome_unknown", reason)
+        return Breakdown(self._phase, broken.cause, reason)
 
     async def _converse(self, message: QueuedMessage, envelope: Envelope, *, reset: bool) -> None:
         if self._pipelining:
             # RFC 2920 section 3.1: DATA may be the last command of the group.
-            self._wire.send(
-                [*([RSET] if reset else []), envelope.mail, *(command for _, command in envelope.rcpt), DATA]
-            )
+            self._wire.send([*([RSET] if reset else []), envelope.mail, *(rcpt for _, rcpt in envelope.rcpt), DATA])
         if reset and not (await self._ask(Phase.MAIL, RSET)).positive:
-            self._untouched = True
-            raise Broken("network", "refused to begin a new transaction")
+            self._reset_refused = True
+            raise Broken("network", "refused to begin another transaction")
         await self._mail(envelope)
-        if self._settled_early():
+        if self._all_refused():
             return
         await self._rcpt(envelope)
-        if self._settled_early():
+        if self._all_refused():
             return
         if await self._data():
-            await self._content(message)
+            await (self._content(message) if self._accepted else self._nothing())
 
-    def _settled_early(self) -> bool:
-        """All are refused. In a pipelined group the rest of its replies has still to be read."""
+    def _all_refused(self) -> bool:
+        """Nobody is left, and nothing is still to be read: a pipelined group is answered to its end."""
         return not self._accepted and not self._pipelining
 
     async def _mail(self, envelope: Envelope) -> None:
@@ -180,7 +178,7 @@ class Transaction:
         if answer.positive:
             self._accepted = recipients
         else:
-            self._refuse(recipients, answer)
+            self._decide(recipients, answer)
 
     async def _rcpt(self, envelope: Envelope) -> None:
         candidates, self._accepted = self._accepted, []
@@ -193,73 +191,73 @@ class Transaction:
             elif answer.code in TOO_MANY_RECIPIENTS and self._accepted:
                 self._postponed.append(recipient)
             else:
-                self._refuse([recipient], answer)
+                self._decide([recipient], answer)
 
     async def _data(self) -> bool:
         """Whether the server waits for the content."""
-        answer = await self._ask(Phase.DATA, DATA, self._timeouts.data.total_seconds())
+        answer = await self._ask(Phase.DATA, DATA)
         if answer.code == START_INPUT:
             return True
         if answer.negative:
-            self._refuse(self._accepted, answer)
+            self._decide(self._accepted, answer)
             return False
-        raise Broken("protocol", f"answered DATA with {answer.code}, which is neither 354 nor a refusal")
+        raise Broken("protocol", f"answered {answer.code}, which is neither 354 nor a refusal")
 
-    async def _content(self, message: QueuedMessage) -> None:
-        if not self._accepted:
-            # Pipelined, and the server wants content although it refused everybody (RFC 2920 section 3.1).
-            await self._ask(Phase.END_OF_DATA, LONE_DOT, written=False)
-            self.unfinished = False
-            return
-        answer = await self._upload(message)
-        if answer is None:
-            self._phase = Phase.END_OF_DATA
-            answer = await self._answer(self._timeouts.end_of_data.total_seconds())
-        elif not answer.negative:
-            raise Broken("protocol", f"answered with {answer.code} before it had the whole message")
-        if not answer.positive and not answer.negative:
-            raise Broken("protocol", f"answered the whole message with {answer.code}")
-        self._refuse(self._accepted, answer)
+    async def _nothing(self) -> None:
+        """End the content before it begins: the server wants it although it refused everybody (RFC 2920 section 3.1)."""
+        self._phase = Phase.END_OF_DATA
+        self._wire.transcript.ours(LONE_DOT)
+        self._wire.send([LONE_DOT])
+        await self._answer(self._timeouts.end_of_data)
         self.unfinished = False
 
-    async def _upload(self, message: QueuedMessage) -> Answer | None:
-        """Send the content. An answer that comes before the end is returned; the connection is of no use then."""
-        seconds = self._timeouts.block.total_seconds()
-        content = memoryview(message.stuffed)
-        self._wire.transcript.ours(f"({len(content)} bytes of content)")
-        self._wire.expect()
-        for start in range(0, len(content), CHUNK):
-            if start:
-                await self._wire.drain(seconds)
-                if self._wire.answered:
-                    answer = await self._answer(0)
-                    self._wire.abort()
-                    return answer
-            self._wire.write(content[start : start + CHUNK])
-        if self._wire.unsent:
-            await self._wire.drain(seconds)
-        return None
+    async def _content(self, message: QueuedMessage) -> None:
+        whole = await self._upload(message.stuffed)
+        if whole:
+            self._phase = Phase.END_OF_DATA
+        answer = await self._answer(self._timeouts.end_of_data)
+        self._in_doubt = False
+        if not answer.negative and not (whole and answer.positive):
+            raise Broken("protocol", f"answered {answer.code} {'to' if whole else 'before it had'} the whole message")
+        self._phase = Phase.END_OF_DATA
+        self._decide(self._accepted, answer)
+        self.unfinished = False
+        if not whole:
+            self._wire.abort()
 
-    async def _ask(
-        self, phase: Phase, command: bytes, seconds: float | None = None, *, written: bool | None = None
-    ) -> Answer:
+    async def _upload(self, stuffed: bytes) -> bool:
+        """Send the content; False: the server answered before it had all of it."""
+        view = memoryview(stuffed)
+        self._wire.transcript.ours(f"({len(view)} bytes of content)")
+        self._wire.expect()
+        for start in range(0, len(view), CHUNK):
+            if start:
+                await self._wire.drain(self._timeouts.block.total_seconds())
+                if self._wire.answered:
+                    return False
+            self._in_doubt = self._wire.write(view[start : start + CHUNK]) and start + CHUNK >= len(view)
+        if self._wire.unsent:
+            await self._wire.drain(self._timeouts.block.total_seconds())
+        return not self._wire.unsent
+
+    async def _ask(self, phase: Phase, command: bytes) -> Answer:
         """Send a command, unless it went out with its group, and wait for its reply."""
         self._phase = phase
         self._wire.transcript.ours(command)
-        if not (self._pipelining if written is None else written):
+        if not self._pipelining:
             self._wire.send([command])
-        return await self._answer(self._timeouts.command.total_seconds() if seconds is None else seconds)
+        return await self._answer(self._timeouts.data if phase is Phase.DATA else self._timeouts.command)
 
-    async def _answer(self, seconds: float) -> Answer:
-        answer = await self._wire.answer(seconds)
+    async def _answer(self, timeout: timedelta) -> Answer:
+        answer = await self._wire.answer(timeout.total_seconds())
         if answer.code == CLOSING:
-            raise Broken("network", f"ended the session: {answer}", answer)
-        if answer.code // 100 == 3 and self._phase in (Phase.MAIL, Phase.RCPT):
-            raise Broken("protocol", f"answered {self._phase} with {answer.code}")
+            raise Broken("network", f"ended the session with: {answer}", answer)
+        if not answer.positive and not answer.negative and self._phase in (Phase.MAIL, Phase.RCPT):
+            raise Broken("protocol", f"answered {answer.code}, which is neither yes nor no")
         return answer
 
-    def _refuse(self, recipients: Sequence[str], answer: Answer) -> None:
-        """Let this reply decide for these recipients. After the final dot, it may be good news."""
+    def _decide(self, recipients: Sequence[str], answer: Answer) -> None:
+        """Let this reply decide for these recipients."""
         refusal = Refusal(self._phase, answer.to(self._phase, self._target.host))
         for recipient in recipients:
             self._decided[recipient] = refusal

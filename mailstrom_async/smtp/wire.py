@@ -36,13 +36,11 @@ class Wire(asyncio.Protocol):
     would cancel us although the reply has arrived.
 
     Attributes:
-        heard: Something arrived since `heard` was last set to False.
         unsent: Bytes wait here that the kernel has not taken; stays True if the connection is lost with them.
     """
 
     def __init__(self, transport: asyncio.Transport, transcript: Transcript) -> None:
         self.transcript = transcript
-        self.heard = False
         self.unsent = False
         self._loop = asyncio.get_running_loop()
         self._transport = transport
@@ -60,7 +58,6 @@ class Wire(asyncio.Protocol):
     # What the event loop tells us.
 
     def data_received(self, data: bytes) -> None:
-        self.heard = True
         self._replies.feed(data)
         if not self._replies.in_step:
             # Nothing that is still to be sent may get out. What was answered before stays in `_replies.ready`.
@@ -98,14 +95,21 @@ class Wire(asyncio.Protocol):
         self.expect(len(commands))
         self.write(b"".join(commands))
 
+    @property
+    def closed_by_server(self) -> bool:
+        """It was closed, and no reply was under way."""
+        return self._lost is not None and not self._replies.partial
+
     def expect(self, replies: int = 1) -> None:
         """So many replies more may come."""
         self._replies.expect(replies)
 
-    def write(self, data: bytes | memoryview) -> None:
-        """Send bytes. Returns at once; on a broken connection nothing happens, and `answer` tells."""
-        if self.usable:
-            self._transport.write(data)
+    def write(self, data: bytes | memoryview) -> bool:
+        """Send bytes, without waiting. False: the connection is broken; `answer` and `drain` tell how."""
+        if not self.usable:
+            return False
+        self._transport.write(data)
+        return not self._transport.is_closing()
 
     async def answer(self, seconds: float) -> Answer:
         """The reply to the oldest command that has none yet, within so many seconds for all of its lines.
