@@ -24,7 +24,7 @@ class SMTPSession:
         self._offers = offers
         self._timeouts = timeouts
         self._transactions = 0
-        self._unfinished = False
+        self._last: Transaction | None = None
 
     @property
     def target(self) -> Target:
@@ -37,6 +37,10 @@ class SMTPSession:
     @property
     def usable(self) -> bool:
         return self._wire.usable
+
+    @property
+    def in_doubt(self) -> bool:
+        return self._last is not None and self._last.in_doubt
 
     @property
     def transactions(self) -> int:
@@ -55,16 +59,14 @@ class SMTPSession:
         if refused is not None:
             return TransactionResult({}, refused)
         reused = self._transactions > 0
-        reset = self._unfinished
+        reset = self._last is not None and self._last.unfinished
         self._transactions += 1
-        transaction = Transaction(self._wire, self._target, self._timeouts, pipelining=self._offers.pipelining)
+        self._last = Transaction(self._wire, self._target, self._timeouts, pipelining=self._offers.pipelining)
         try:
-            result = await transaction.run(message, envelope, reset=reset, reused=reused)
+            return await self._last.run(message, envelope, reset=reset, reused=reused)
         except BaseException:
             self._wire.abort()
             raise
-        self._unfinished = transaction.unfinished
-        return result
 
     async def quit(self) -> None:
         try:

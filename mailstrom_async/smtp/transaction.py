@@ -104,7 +104,7 @@ class Transaction:
         self._timeouts = timeouts
         self._pipelining = pipelining
         self._phase = Phase.MAIL
-        self._in_doubt = False  # the whole message is sent, its reply is not here
+        self._unanswered = False  # the whole message is written, its reply is not here
         self._reset_refused = False
         self._decided: dict[str, Refusal] = {}
         self._accepted: list[str] = []
@@ -137,6 +137,11 @@ class Transaction:
             untouched=untouched,
         )
 
+    @property
+    def in_doubt(self) -> bool:
+        """The server may have the whole message, and its reply to it did not come."""
+        return self._unanswered and not self._wire.unsent
+
     def _before_mail(self, broken: Broken) -> bool:
         """The server had ended the session before it answered MAIL, by a 421 or without a word."""
         if self._phase is not Phase.MAIL or broken.cause != "network":
@@ -147,7 +152,7 @@ class Transaction:
         reason = f"{self._target} {broken.reason}, at {self._phase}"
         if broken.answer is not None:
             return Breakdown(self._phase, broken.cause, reason, broken.answer.to(self._phase, self._target.host))
-        if self._in_doubt and not self._wire.unsent:
+        if self.in_doubt:
             reason += "; it had the whole message and may have taken it, so that it may arrive twice"
             return Breakdown(Phase.END_OF_DATA, "outcome_unknown", reason)
         return Breakdown(self._phase, broken.cause, reason)
@@ -204,7 +209,7 @@ class Transaction:
         raise Broken("protocol", f"answered {answer.code}, which is neither 354 nor a refusal")
 
     async def _nothing(self) -> None:
-        """End the content before it begins: the server wants it although it refused everybody (RFC 2920 section 3.1)."""
+        """End the content before it begins: the server asks for it, though it refused all (RFC 2920 section 3.1)."""
         self._phase = Phase.END_OF_DATA
         self._wire.transcript.ours(LONE_DOT)
         self._wire.send([LONE_DOT])
@@ -216,7 +221,7 @@ class Transaction:
         if whole:
             self._phase = Phase.END_OF_DATA
         answer = await self._answer(self._timeouts.end_of_data)
-        self._in_doubt = False
+        self._unanswered = False
         if not answer.negative and not (whole and answer.positive):
             raise Broken("protocol", f"answered {answer.code} {'to' if whole else 'before it had'} the whole message")
         self._phase = Phase.END_OF_DATA
@@ -235,7 +240,7 @@ class Transaction:
                 await self._wire.drain(self._timeouts.block.total_seconds())
                 if self._wire.answered:
                     return False
-            self._in_doubt = self._wire.write(view[start : start + CHUNK]) and start + CHUNK >= len(view)
+            self._unanswered = self._wire.write(view[start : start + CHUNK]) and start + CHUNK >= len(view)
         if self._wire.unsent:
             await self._wire.drain(self._timeouts.block.total_seconds())
         return not self._wire.unsent

@@ -169,7 +169,8 @@ class Wire(asyncio.Protocol):
 
     async def _change(self, deadline: float) -> bool:
         """Wait until something happened; False: nothing did until the deadline."""
-        self._waiter = waiter = self._loop.create_future()
+        waiter: asyncio.Future[bool] = self._loop.create_future()
+        self._waiter = waiter
         timer = self._loop.call_at(deadline, _expire, waiter)
         try:
             if await waiter:

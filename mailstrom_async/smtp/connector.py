@@ -1,0 +1,94 @@
+"""Opening sessions: one connection, or a second one without TLS where that is allowed."""
+
+import asyncio
+import ssl
+import threading
+from pathlib import Path
+
+from mailstrom_async._config import Timeouts
+from mailstrom_async._policy import tls
+from mailstrom_async._reply import Phase
+from mailstrom_async.smtp.base import Breakdown, SessionError, Target
+from mailstrom_async.smtp.opening import HandshakeFailed, Opening
+from mailstrom_async.smtp.session import SMTPSession
+
+
+class SMTPConnector:
+    """Opens SMTP sessions over TCP. Implements `mailstrom_async.smtp.Connector`."""
+
+    def __init__(self, helo_name: str, timeouts: Timeouts, *, ca_file: Path | None = None) -> None:
+        """
+        Args:
+            helo_name: How we introduce ourselves.
+            timeouts: How long to wait for whom.
+            ca_file: The trusted certificate authorities, in PEM; None: the system's.
+        """
+        self._helo_name = helo_name
+        self._timeouts = timeouts
+        self._contexts = Contexts(ca_file)
+
+    async def connect(self, target: Target) -> SMTPSession:
+        """Open a session. Where TLS is a mere wish and its handshake fails, a second connection does without it.
+
+        Raises:
+            SessionError: None could be opened; says why.
+        """
+        context = await self._context(target)
+        opening = Opening(target, self._helo_name, self._timeouts, policy=target.tls, context=context)
+        try:
+            return await opening.run()
+        except HandshakeFailed as failed:
+            why = str(failed)
+        opening = Opening(target, self._helo_name, self._timeouts, policy="none", context=context, why_plaintext=why)
+        return await opening.run()
+
+    async def _context(self, target: Target) -> ssl.SSLContext:
+        verify = tls.checks_certificate(target.tls)
+        context = self._contexts.ready(verify=verify)
+        if context is not None:
+            return context
+        try:
+            return await asyncio.to_thread(self._contexts.load, verify=verify)
+        except OSError as error:
+            # ssl.SSLError is one, too.
+            reason = (
+                f"the certificate authorities can't be read from {self._contexts.source}: {error}; see Config.ca_file"
+            )
+            raise SessionError(Breakdown(Phase.CONNECT, "local", reason)) from error
+
+
+class Contexts:
+    """The two TLS contexts that all sessions share: one verifies, one takes any certificate.
+
+    Loading the system's authorities takes tens of milliseconds, so `load` belongs into a thread; several may be in it.
+    """
+
+    def __init__(self, ca_file: Path | None) -> None:
+        self.source = "the system's store" if ca_file is None else str(ca_file)
+        self._ca_file = ca_file
+        self._lock = threading.Lock()
+        self._made: dict[bool, ssl.SSLContext] = {}
+
+    def ready(self, *, verify: bool) -> ssl.SSLContext | None:
+        """The context, if it was loaded before."""
+        return self._made.get(verify)
+
+    def load(self, *, verify: bool) -> ssl.SSLContext:
+        """The context. Raises OSError if the authorities can't be read; a later call may succeed."""
+        with self._lock:
+            if verify not in self._made:
+                self._made[verify] = self._verifying() if verify else _unverified()
+            return self._made[verify]
+
+    def _verifying(self) -> ssl.SSLContext:
+        context = ssl.create_default_context(cafile=self._ca_file)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        return context
+
+
+def _unverified() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
