@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import timedelta
 from random import Random
 
@@ -139,8 +139,7 @@ class Engine:
     async def _give_back(self) -> None:
         """The last words of a life: results written, claims released."""
         with anyio.move_on_after(LAST_WORDS.total_seconds(), shield=True):
-            while not await self._recorder.flush():
-                await asyncio.sleep(1)
+            await self._recorder.flush()
         unwritten = {record.delivery.id for record in self._recorder.unwritten}
         for record in self._recorder.unwritten:
             logger.error("%r: its result could not be stored; it will be attempted again", record.delivery)
@@ -178,10 +177,10 @@ class Engine:
             self._broadcast.touch([message_id])
 
 
-async def _run_in(scope: anyio.CancelScope, run: Callable[[], object], done: anyio.Event) -> None:
+async def _run_in(scope: anyio.CancelScope, run: Callable[[], Awaitable[None]], done: anyio.Event) -> None:
     try:
         with scope:
-            await run()  # type: ignore[misc]
+            await run()
     finally:
         done.set()
 

@@ -49,12 +49,11 @@ class Recorder:
             if not await self._write_batch():
                 await self._clock.wait(asyncio.Event(), self._clock.now() + PATIENCE)
 
-    async def flush(self) -> bool:
-        """Write what waits; `run` must have ended. Whether the store took all of it."""
+    async def flush(self) -> None:
+        """Write all that waits, however long the store refuses; `run` must have ended."""
         while self.unwritten:
             if not await self._write_batch():
-                return False
-        return True
+                await asyncio.sleep(PATIENCE.total_seconds())
 
     async def _write_batch(self) -> bool:
         if not self._writing:

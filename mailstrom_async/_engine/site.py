@@ -95,7 +95,8 @@ class Site:
         try:
             while self._waiting or (session is not None and session.usable and await self._idle_until_work()):
                 if session is not None and not self._fit(session):
-                    session = await self._part_from(session)
+                    await self._part_from(session)
+                    session = None
                 if session is None:
                     session = await self._open()
                     if session is None:

@@ -102,9 +102,7 @@ class Sites:
     def _serve(self) -> None:
         while self._wanting and not self._closed:
             if self._sessions >= self.config.limits.connections:
-                for site in self._sites.values():
-                    if site.dismiss_idle():
-                        break
+                any(site.dismiss_idle() for site in self._sites.values())
                 return
             key, _ = self._wanting.popitem(last=False)
             site = self._sites.get(key)

@@ -109,7 +109,7 @@ def _circles(name: str, result: pycares.DNSResult) -> bool:
     aliases = {
         record.name.rstrip(".").lower(): record.data.cname.rstrip(".").lower()
         for record in result.answer
-        if record.type == pycares.QUERY_TYPE_CNAME
+        if isinstance(record.data, pycares.CNAMERecordData)
     }
     seen: set[str] = set()
     name = name.rstrip(".").lower()

@@ -1,0 +1,400 @@
+"""The mailer: what an application holds."""
+
+import asyncio
+import os
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import datetime, timedelta
+from email.message import EmailMessage
+from random import Random
+from types import TracebackType
+from typing import Literal, Self, TypeVar
+
+from mailstrom_async._clock import Clock, SystemClock
+from mailstrom_async._config import Config
+from mailstrom_async._email import Email
+from mailstrom_async._engine.broadcast import Broadcast, Subscription
+from mailstrom_async._engine.engine import Engine
+from mailstrom_async._engine.health import Health
+from mailstrom_async._envelope import PreparedEmail
+from mailstrom_async._errors import InvalidEmail, MailerStateError, MessageNotFound, StorageError
+from mailstrom_async._events import Event, MessageCompleted, MessageQueued, RecipientFailed, WorkerStatusChanged
+from mailstrom_async._message.compose import compose
+from mailstrom_async._status import Attempt, Failed, MessageStatus, WorkerStatus
+from mailstrom_async.dns import AiodnsResolver, Resolver
+from mailstrom_async.smtp import SMTPConnector
+from mailstrom_async.storage.base import Acceptance, Storage
+
+LARGE = 256 * 1024
+"""Bytes from which on composing is left to a thread: it would hold the event loop up."""
+PURGE_EVERY = timedelta(hours=1)
+
+AnyEmail = Email | EmailMessage | bytes
+
+T = TypeVar("T")
+
+
+class Mailstrom:
+    """Sends mail: accepts it durably, delivers it, retries, and tells what became of it.
+
+    May be built at import time; it touches nothing before it is entered.
+
+        async with Mailstrom(config, storage) as mailer:
+            message_id = await mailer.send_email(Email(from_="a@example.org", to="b@example.net", text="Hello"))
+
+    Args:
+        config: The settings.
+        storage: Where the queue is kept.
+        deliver: False: only queue and answer, until `start` is called.
+        clock: Tells the time; a test puts a `mailstrom_async.testing.ManualClock` here.
+        resolver: Looks names up; None: aiodns, with the nameservers of `config.delivery`.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        storage: Storage,
+        *,
+        deliver: bool = True,
+        clock: Clock | None = None,
+        resolver: Resolver | None = None,
+    ) -> None:
+        self._config = config
+        self._storage = storage
+        self._deliver = deliver
+        self._clock: Clock = clock or SystemClock()
+        self._resolver: Resolver = resolver or AiodnsResolver(config.delivery.nameservers, timeout=config.timeouts.dns)
+        self._broadcast = Broadcast()
+        self._health = Health(lambda status: self._broadcast.publish([WorkerStatusChanged(status=status)]))
+        self._home: tuple[asyncio.AbstractEventLoop, int] | None = None
+        self._engine: Engine | None = None
+        self._switch = asyncio.Lock()
+        self._purging: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Mailstrom {self._config.helo_name} [{self.worker_status.state}]>"
+
+    # Life.
+
+    async def __aenter__(self) -> Self:
+        """Open the store, take up what an earlier life left, and deliver.
+
+        Raises:
+            MailerStateError: It is open already.
+            StorageError: The store can't be opened; the message says what to do.
+            ResolverError: The resolver can't be used as configured.
+        """
+        if self._home is not None:
+            raise MailerStateError("the mailer is already open; leave it before entering it again")
+        self._home = (asyncio.get_running_loop(), os.getpid())
+        self._health.enter("starting")
+        try:
+            await self._storage.open(self._clock.now())
+            try:
+                await self._resolver.open()
+            except BaseException:
+                await self._storage.aclose()
+                raise
+        except BaseException:
+            self._home = None
+            self._health.enter("stopped")
+            raise
+        if self._config.retention is not None:
+            self._purging = asyncio.create_task(self._purge_regularly(self._config.retention))
+        if self._deliver:
+            await self.start()
+        else:
+            self._health.enter("paused")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self, grace: timedelta | None = None) -> None:
+        """Stop: no new attempt, running ones get `grace` (None: `Config.shutdown_grace`), the rest is aborted and stays
+        queued. A second call does nothing."""
+        if self._home is None:
+            return
+        self._check_home()
+        try:
+            await self._stop_engine(grace)
+        finally:
+            await self._close_everything()
+
+    async def _close_everything(self) -> None:
+        if self._purging is not None:
+            self._purging.cancel()
+            await asyncio.wait([self._purging])
+            self._purging = None
+        self._health.enter("stopped")
+        self._broadcast.end()
+        try:
+            await self._resolver.aclose()
+        finally:
+            try:
+                await self._storage.aclose()
+            finally:
+                self._home = None
+
+    def lifespan(self, app: object) -> AbstractAsyncContextManager[None]:
+        """For FastAPI, Starlette and Litestar: open while the application runs.
+
+        FastAPI and Starlette take it as `lifespan=mailer.lifespan`, Litestar as `lifespan=[mailer.lifespan]`.
+        """
+        return self._open_for_app()
+
+    async def cleanup_ctx(self, app: object) -> AsyncIterator[None]:
+        """For aiohttp: `app.cleanup_ctx.append(mailer.cleanup_ctx)`."""
+        async with self:
+            yield
+
+    @asynccontextmanager
+    async def _open_for_app(self) -> AsyncIterator[None]:
+        async with self:
+            yield
+
+    async def start(self) -> None:
+        """Deliver. Does nothing if it does already."""
+        self._check_home()
+        async with self._switch:
+            if self._engine is None:
+                self._engine = Engine(
+                    self._config,
+                    self._storage,
+                    self._resolver,
+                    SMTPConnector(self._config.helo_name, self._config.timeouts, ca_file=self._config.ca_file),
+                    clock=self._clock,
+                    chance=Random(),  # noqa: S311 - spreads load, keeps no secret
+                    owner=f"{os.getpid()}-{secrets.token_hex(4)}",
+                    broadcast=self._broadcast,
+                    health=self._health,
+                )
+                self._engine.start()
+            self._health.enter("running")
+
+    async def pause(self) -> None:
+        """Begin no new attempt; returns when the running ones have ended. Mail is accepted as before."""
+        self._check_home()
+        await self._stop_engine(None)
+        self._health.enter("paused")
+
+    async def _stop_engine(self, grace: timedelta | None) -> None:
+        async with self._switch:
+            if self._engine is not None:
+                await self._engine.stop(grace)
+                self._engine = None
+
+    @property
+    def worker_status(self) -> WorkerStatus:
+        """How delivery itself is doing."""
+        return self._health.status
+
+    # Accepting.
+
+    async def send_email(
+        self,
+        email: AnyEmail,
+        *,
+        sender: str | None = None,
+        recipients: Sequence[str] | None = None,
+        not_before: datetime | None = None,
+        expires_after: timedelta | None = None,
+    ) -> str:
+        """Accept an email; when this returns, it is safe in the store and will be delivered.
+
+        Args:
+            email: An `Email`, a stdlib `EmailMessage`, or the bytes of an RFC 5322 message.
+            sender: The reverse-path; "" is the null sender; None: the Sender or the first From address.
+            recipients: The forward-paths; None: To, Cc and Bcc.
+            not_before: Attempt it no sooner (aware).
+            expires_after: Its lifetime, in place of `RetryPolicy.lifetime`; counted from `not_before` if that is later.
+
+        Returns:
+            The Message-ID, without angle brackets.
+
+        Raises:
+            InvalidEmail: It can't be sent as it is; mend the named field. Nothing was stored.
+            AlreadyQueued: Its Message-ID was accepted before: who repeats a call may take that for success.
+            QueueFull: `Limits.queue_size` is reached. Nothing was stored.
+            StorageError: The store can't take it now. Nothing was stored.
+            MailerStateError: The mailer is not open.
+        """
+        self._check_home()
+        acceptance = await self._prepare(email, sender, recipients, not_before, expires_after)
+        return (await self._accept([acceptance]))[0]
+
+    async def send_emails(self, emails: Sequence[AnyEmail]) -> list[str]:
+        """Accept many emails in one commit: all or none. Raises as `send_email` does."""
+        self._check_home()
+        return await self._accept([await self._prepare(email, None, None, None, None) for email in emails])
+
+    async def _prepare(
+        self,
+        email: AnyEmail,
+        sender: str | None,
+        recipients: Sequence[str] | None,
+        not_before: datetime | None,
+        expires_after: timedelta | None,
+    ) -> Acceptance:
+        now = self._clock.now()
+        if not_before is not None and not_before.tzinfo is None:
+            raise InvalidEmail("not_before", "has no time zone; use an aware datetime")
+        if expires_after is not None and expires_after <= timedelta(0):
+            raise InvalidEmail("expires_after", "must be longer than nothing")
+
+        def write() -> PreparedEmail:
+            return compose(
+                email,
+                sender=sender,
+                recipients=recipients,
+                now=now,
+                token=secrets.token_hex(16),
+                helo_name=self._config.helo_name,
+                message_size=self._config.limits.message_size,
+            )
+
+        prepared = await asyncio.to_thread(write) if _is_large(email) else write()
+        due_at = max(now, not_before) if not_before is not None else now
+        return Acceptance(prepared, now, due_at, due_at + (expires_after or self._config.retry.lifetime))
+
+    async def _accept(self, acceptances: list[Acceptance]) -> list[str]:
+        if not acceptances:
+            return []
+        dues = await self._storage.enqueue(acceptances, queue_size=self._config.limits.queue_size)
+        if self._engine is not None:
+            self._engine.queued(dues)
+        self._broadcast.publish(
+            MessageQueued(message_id=acceptance.prepared.message_id, queued_at=acceptance.queued_at)
+            for acceptance in acceptances
+        )
+        return [acceptance.prepared.message_id for acceptance in acceptances]
+
+    # Asking.
+
+    async def query_status(self, message_id: str) -> MessageStatus:
+        """What became of a message, recipient by recipient. Raises MessageNotFound."""
+        self._check_home()
+        return _found(await self._storage.status(message_id), message_id)
+
+    async def query_recent(self, *, since: datetime | None = None, limit: int = 1000) -> list[MessageStatus]:
+        """All messages that are incomplete, and those completed since (None: none of them), at most `limit`."""
+        self._check_home()
+        return await self._storage.recent(since, limit)
+
+    async def query_attempts(self, message_id: str) -> list[Attempt]:
+        """Every attempt on a message, oldest first. Raises MessageNotFound."""
+        self._check_home()
+        return _found(await self._storage.attempts(message_id), message_id)
+
+    async def query_prepared(self, message_id: str) -> PreparedEmail:
+        """The message as it goes on the wire, while its body is kept: until completion. Raises MessageNotFound."""
+        self._check_home()
+        return _found(await self._storage.prepared(message_id), message_id, "message with a body")
+
+    async def wait(
+        self,
+        message_id: str,
+        *,
+        until: Literal["completed", "attempted"] = "completed",
+        timeout: timedelta | None = None,
+    ) -> MessageStatus:
+        """Wait until every recipient is final, or has at least been attempted.
+
+        Raises:
+            MessageNotFound: There is no such message.
+            TimeoutError: Not within `timeout`; the message is still being delivered.
+            MailerStateError: The mailer was closed meanwhile.
+        """
+        with self._broadcast.watch(message_id) as changed:
+            async with asyncio.timeout(timeout.total_seconds() if timeout is not None else None):
+                while True:
+                    changed.clear()
+                    status = await self.query_status(message_id)
+                    if status.completed or (until == "attempted" and status.attempted):
+                        return status
+                    await changed.wait()
+
+    @asynccontextmanager
+    async def events(self, *types: type[Event]) -> AsyncIterator[AsyncIterator[Event]]:
+        """What is recorded from now on, of these types (none: of all), as an async iterator.
+
+            async with mailer.events(RecipientFailed) as events:
+                async for event in events: ...
+
+        A reader that falls far behind loses the oldest events and gets an `EventsLost` in their place.
+        """
+        self._check_home()
+        subscription: Subscription
+        with self._broadcast.subscribe(types) as subscription:
+            yield subscription
+
+    # Intervening.
+
+    async def cancel(self, message_id: str) -> MessageStatus:
+        """Fail every recipient that is not final with cause "cancelled". One that is being attempted right now may still
+        be delivered; its result tells. Raises MessageNotFound."""
+        self._check_home()
+        before = await self.query_status(message_id)
+        status = _found(await self._storage.cancel(message_id, self._clock.now()), message_id)
+        final = {recipient.address for recipient in before.recipients if recipient.result.state == "failed"}
+        self._broadcast.publish(
+            RecipientFailed(message_id=message_id, address=recipient.address, result=recipient.result)
+            for recipient in status.recipients
+            if isinstance(recipient.result, Failed) and recipient.address not in final
+        )
+        if status.completed and not before.completed:
+            self._broadcast.publish([MessageCompleted(message_id=message_id)])
+        self._broadcast.touch([message_id])
+        return status
+
+    async def retry_now(self, message_id: str) -> None:
+        """Make everything of a message due now that waits for its retry. Raises MessageNotFound."""
+        self._check_home()
+        dues = _found(await self._storage.hasten(message_id, self._clock.now()), message_id)
+        if self._engine is not None:
+            self._engine.queued(dues)
+
+    async def purge(self, completed_before: datetime) -> int:
+        """Forget messages that were completed before this time (aware); how many. Never an incomplete one."""
+        self._check_home()
+        return await self._storage.purge(completed_before)
+
+    async def _purge_regularly(self, retention: timedelta) -> None:
+        never = asyncio.Event()
+        while True:
+            try:
+                await self._storage.purge(self._clock.now() - retention)
+            except StorageError as error:
+                self._health.report("purge", str(error))
+            else:
+                self._health.report("purge", None)
+            next_at = self._clock.now() + min(PURGE_EVERY, retention)
+            while self._clock.now() < next_at:
+                await self._clock.wait(never, next_at)
+
+    def _check_home(self) -> None:
+        if self._home is None:
+            raise MailerStateError("the mailer is not open; use `async with mailer:` or its lifespan hook")
+        loop, process = self._home
+        if process != os.getpid():
+            raise MailerStateError("the mailer was opened before a fork; open it in each process by itself")
+        if loop is not asyncio.get_running_loop():
+            raise MailerStateError("the mailer was opened on another event loop; use it there, or open it here")
+
+
+def _found(value: T | None, message_id: str, missing: str = "message") -> T:
+    if value is None:
+        raise MessageNotFound(message_id, missing)
+    return value
+
+
+def _is_large(email: AnyEmail) -> bool:
+    if isinstance(email, bytes):
+        return len(email) > LARGE
+    if isinstance(email, Email):
+        bodies = len(email.text or "") + len(email.html or "")
+        return bodies + sum(len(attachment.content) for attachment in email.attachments) > LARGE
+    return True
