@@ -184,13 +184,12 @@ class Opening:
         try:
             await self._smtp.starttls(server_hostname=self._target.host, tls_context=self._context, timeout=seconds)
         except (aiosmtplib.SMTPException, OSError, ValueError) as error:
-            answer = self._protocol.answer
-            if not self._protocol.replies.in_step:
-                raise self._error(self._diagnose(Phase.STARTTLS, error, self._timeouts.connect)) from error
-            if answer is not None and answer.negative:
-                self._refused(answer)
-                return
-            self._broken(error)
+            answer, replies = self._protocol.answer, self._protocol.replies
+            if answer is None or not answer.negative or not replies.in_step:
+                # Also if something came behind the 220, before TLS: it may be an attacker's.
+                self._broken(replies.fault or _tls_problem(error))
+            self._refused(answer)
+            return
         self._transport = self._smtp.transport
         self._note_tls()
         # What was said before could have been said by anybody on the way (RFC 3207 section 4.2): aiosmtplib forgot it.
@@ -200,12 +199,12 @@ class Opening:
         """The server answered STARTTLS with a refusal; the session stands as it was."""
         self._without_tls(tls.REFUSED[self._policy], f"the server refused STARTTLS with: {answer}")
 
-    def _broken(self, error: Exception) -> NoReturn:
+    def _broken(self, problem: str) -> NoReturn:
         """TLS began, and failed."""
-        why = f"TLS failed: {_tls_problem(error)}"
+        why = f"TLS failed: the server {problem}"
         if tls.BROKEN[self._policy] == "reconnect":
-            raise HandshakeFailed(why) from error
-        raise self._error(Breakdown(Phase.STARTTLS, "tls", f"{self._target}: {why}")) from error
+            raise HandshakeFailed(why)
+        raise self._error(Breakdown(Phase.STARTTLS, "tls", f"{self._target}: {why}"))
 
     def _without_tls(self, decision: tls.Decision, why: str) -> None:
         self._facts = TLSFacts(why=why)
@@ -283,15 +282,17 @@ class Opening:
             return Breakdown(phase, "protocol", f"{self._target} {replies.fault}, at {phase}")
         if answer is not None and answer.negative:
             return Refusal(phase, answer.to(phase, self._target.host))
+        if isinstance(error, aiosmtplib.SMTPResponseException):
+            return Breakdown(phase, "protocol", f"{self._target} answered {answer or 'what is no reply'}, at {phase}")
         if isinstance(error, TimeoutError):
             return Breakdown(
                 phase, "network", f"{self._target} gave no answer within {timeout.total_seconds():g} s, at {phase}"
             )
         if isinstance(error, ssl.SSLError):
-            return Breakdown(phase, "tls", f"{self._target}: TLS failed: {_tls_problem(error)}")
+            return Breakdown(phase, "tls", f"{self._target}: TLS failed: the server {_tls_problem(error)}")
         if isinstance(error, OSError):
             return self._network(phase, error)
-        return Breakdown(phase, "protocol", f"{self._target} answered {answer or printable(str(error))}, at {phase}")
+        return Breakdown(phase, "protocol", f"{self._target}: {printable(str(error))}, at {phase}")
 
     def _network(self, phase: Phase, error: OSError) -> Breakdown:
         if error.errno in _OURS:
@@ -308,8 +309,11 @@ def _words(error: OSError) -> str:
 
 
 def _tls_problem(error: Exception) -> str:
+    """What went wrong; continues "the server ..."."""
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"the certificate is not valid: {printable(error.verify_message)}"
+        return f"has a certificate that is not valid: {printable(error.verify_message)}"
     if isinstance(error, TimeoutError):
-        return "the server did not go on with the handshake"
-    return printable(str(error)) or type(error).__name__
+        return "did not go on with the handshake"
+    if isinstance(error, ConnectionError):
+        return "closed the connection"
+    return f"and we can't agree: {printable(str(error)) or type(error).__name__}"
