@@ -1,0 +1,18 @@
+"""`python -m mailstrom_async`, and the command mailstrom-async."""
+
+import sys
+
+
+def main() -> None:
+    """Run the command line; says what to install if its libraries are missing."""
+    try:
+        from mailstrom_async._cli import cli
+    except ModuleNotFoundError as error:
+        if error.name not in ("click", "rich", "trustme"):
+            raise
+        sys.exit(f"the command line needs {error.name}: install mailstrom-async[cli]")
+    cli(prog_name="mailstrom-async")
+
+
+if __name__ == "__main__":
+    main()
