@@ -6,6 +6,7 @@ import ssl
 import struct
 from abc import abstractmethod
 from collections.abc import Callable, Coroutine
+from typing import cast
 from weakref import WeakKeyDictionary
 
 from mailstrom_async.testing import _actions as act
@@ -75,8 +76,7 @@ class Connection(asyncio.Protocol):
     # asyncio's side
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's are no subclass of it
         self._guard(self.begin)
 
     def data_received(self, data: bytes) -> None:
