@@ -20,7 +20,8 @@ from mailstrom_async._engine.health import Health
 from mailstrom_async._envelope import PreparedEmail
 from mailstrom_async._errors import InvalidEmail, MailerStateError, MessageNotFound, StorageError
 from mailstrom_async._events import Event, MessageCompleted, MessageQueued, RecipientFailed, WorkerStatusChanged
-from mailstrom_async._message.compose import compose
+from mailstrom_async._message.compose import Envelope, compose
+from mailstrom_async._message.ids import Stamp
 from mailstrom_async._status import Attempt, Failed, MessageStatus, WorkerStatus
 from mailstrom_async.dns import AiodnsResolver, Resolver
 from mailstrom_async.smtp import SMTPConnector
@@ -246,15 +247,9 @@ class Mailstrom:
             raise InvalidEmail("expires_after", "must be longer than nothing")
 
         def write() -> PreparedEmail:
-            return compose(
-                email,
-                sender=sender,
-                recipients=recipients,
-                now=now,
-                token=secrets.token_hex(16),
-                helo_name=self._config.helo_name,
-                message_size=self._config.limits.message_size,
-            )
+            stamp = Stamp(now, secrets.token_hex(16), self._config.helo_name)
+            envelope = Envelope(sender, recipients)
+            return compose(email, envelope, stamp, message_size=self._config.limits.message_size)
 
         prepared = await asyncio.to_thread(write) if _is_large(email) else write()
         due_at = max(now, not_before) if not_before is not None else now

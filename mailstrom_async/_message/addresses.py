@@ -5,12 +5,16 @@ deliver to somebody else than the text names (CVE-2023-27043).
 """
 
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from itertools import groupby
+from operator import attrgetter
 from typing import NamedTuple
 
 from email_validator import EmailNotValidError, validate_email
 
+from mailstrom_async._errors import InvalidEmail
 from mailstrom_async._message.place import Place
 from mailstrom_async._message.words import check_text, decode_words
 
@@ -123,69 +127,170 @@ class _Token(NamedTuple):
     end: int
 
 
+_WORDS = frozenset({"atom", "quoted", "literal", "comment"})
+
+
 class _Reader:
-    """Reads one text by recursive descent; the grammar of RFC 5322 section 3.4 with no depth but that of a group."""
+    """Reads the grammar of RFC 5322 section 3.4 from one text. It never looks back, nor recurses into what is nested."""
 
     def __init__(self, place: Place, text: str) -> None:
         check_text(place, text)
         self._place = place
         self._text = text
-        self._tokens = self._split(text)
+        self._begin = 0  # of the address that is read now
+        self._tokens = self._split()
         self._next = 0
 
     def address_list(self) -> list[Address]:
         addresses = [self._address()]
-        while self._peek() == ",":
-            self._next += 1
+        while self._skip(","):
             addresses.append(self._address())
-        if self._peek() != "end":
-            raise self._error(f"an unexpected {self._tokens[self._next].text!r}")
+        self._expect("end", "something behind the address; quote a name that has special characters")
         return addresses
 
     def _address(self) -> Address:
+        self._begin = self._tokens[self._next].start
         words = self._words()
-        if self._peek() != ":":
+        if not self._skip(":"):
             return self._mailbox(words)
-        self._next += 1
-        name = self._name(words)
+        name = self._phrase(words)
         if not name:
             raise self._error("a group without a name")
-        return Group(name, self._group_members())
-
-    def _group_members(self) -> tuple[Mailbox, ...]:
         members: list[Mailbox] = []
-        comments = self._words()
-        if self._peek() == ";" and all(token.kind == "comment" for token in comments):
-            self._next += 1
-        else:
-            members.append(self._mailbox(comments))
-            while self._peek() == ",":
-                self._next += 1
+        words = self._words()
+        if words or self._tokens[self._next].kind != ";":
+            members.append(self._mailbox(words))
+            while self._skip(","):
                 members.append(self._mailbox(self._words()))
-            if self._peek() != ";":
-                raise self._error('a group without the ";" at its end')
-            self._next += 1
-        if any(token.kind != "comment" for token in self._words()):
-            raise self._error('no "," after a group')
-        return tuple(members)
+        self._expect(";", 'a group needs a ";" at its end')
+        self._comments()
+        return Group(name, tuple(members))
 
     def _mailbox(self, words: list[_Token]) -> Mailbox:
-        """The mailbox whose first words, a name or a local part, were read already."""
-        start = words[0].start if words else self._tokens[self._next].start
-        if self._peek() == "<":
-            self._next += 1
-            local, domain = self._addr_spec(self._words())
-            if self._peek() != ">":
-                raise self._error('no ">" where the address should end')
-            self._next += 1
-            trailing = self._words()
-            name = self._name(words + trailing)
+        """The mailbox that begins with these words, which were read already: a name, or a local part."""
+        first = self._next - len(words)
+        if self._skip("<"):
+            local, domain, _ = self._addr_spec(self._words())
+            self._expect(">", 'no ">" where the address ends')
+            name = self._phrase(words + self._comments())
         else:
-            local, domain = self._addr_spec(words)
-            # An old custom: the name as a comment behind the address.
-            trailing = [token for token in self._tokens[: self._next] if token.start >= start]
-            name = self._name([token for token in trailing if token.kind == "comment"], bare=True)
-        if any(token.kind != "comment" for token in trailing if token.start > start and self._peek_is_open(token)):
-            raise self._error("something between the address and the next comma")
-        end = self._tokens[self._next - 1].end
-        return _mailbox(self._place, name, local, domain, self._text[start:end])
+            local, domain, comments = self._addr_spec(words)
+            # An old custom: the name as a comment beside the address.
+            name = self._phrase(comments).removeprefix("(").removesuffix(")")
+        written = self._text[self._tokens[first].start : self._tokens[self._next - 1].end]
+        return _mailbox(self._place, name, local, domain, written)
+
+    def _addr_spec(self, words: list[_Token]) -> tuple[str, str, list[_Token]]:
+        """Local part, domain, and the comments around them."""
+        at_sign = self._skip("@")
+        if at_sign and not words:
+            raise self._error("there is nothing before the @; source routes are not supported")
+        if not words:
+            raise self._error("an address is missing")
+        if not at_sign:
+            raise self._error("no @, or special characters in a name that is not in quotes")
+        behind = self._words()
+        if self._tokens[self._next].kind == "@":
+            raise self._error("more than one @")
+        parts = [[token for token in side if token.kind != "comment"] for side in (words, behind)]
+        if [len(part) for part in parts] != [1, 1] or parts[1][0].kind == "quoted":
+            raise self._error("needs one local part before the @ and one domain behind it, without blanks")
+        return parts[0][0].text, parts[1][0].text, [token for token in words + behind if token.kind == "comment"]
+
+    def _phrase(self, words: list[_Token]) -> str:
+        """A display name. Encoded-words are decoded, but not in quotes (RFC 2047 section 5); comments are kept, as
+        whoever writes `Ada Lovelace (Sales) <...>` takes them for a part of the name."""
+        parts: list[str] = []
+        for kind, run in groupby(words, key=attrgetter("kind")):
+            texts = [token.text for token in run]
+            if kind == "literal":
+                raise self._error("brackets in a name; put the name in quotes")
+            parts += [_unquote(text) for text in texts] if kind == "quoted" else [decode_words(" ".join(texts))]
+        name = " ".join(part for part in parts if part)
+        check_text(self._place, name)
+        return name
+
+    def _words(self) -> list[_Token]:
+        first = self._next
+        while self._tokens[self._next].kind in _WORDS:
+            self._next += 1
+        return self._tokens[first : self._next]
+
+    def _comments(self) -> list[_Token]:
+        words = self._words()
+        if any(token.kind != "comment" for token in words):
+            raise self._error('no "," before the next address')
+        return words
+
+    def _skip(self, kind: str) -> bool:
+        found = self._tokens[self._next].kind == kind
+        self._next += found
+        return found
+
+    def _expect(self, kind: str, problem: str) -> None:
+        if not self._skip(kind):
+            raise self._error(problem)
+
+    def _split(self) -> list[_Token]:
+        """The text's tokens without its blanks, and "end" behind them."""
+        text, position = self._text, 0
+        tokens: list[_Token] = []
+        while position < len(text):
+            match = _TOKEN.match(text, position)
+            if match is not None:
+                kind, end = match.lastgroup or "", match.end()
+            elif text[position] == "(":
+                kind, end = "comment", self._end_of_comment(position)
+            else:
+                raise self._error(f"an unexpected or unclosed {text[position]!a}", position + 1)
+            if kind != "blank":
+                part = text[position:end]
+                tokens.append(_Token(part if kind == "special" else kind, part, position, end))
+            position = end
+        tokens.append(_Token("end", "", len(text), len(text)))
+        return tokens
+
+    def _end_of_comment(self, position: int) -> int:
+        depth = 0
+        for edge in _COMMENT_EDGE.finditer(self._text, position):
+            depth += {"(": 1, ")": -1}.get(edge.group(), 0)
+            if depth == 0:
+                return edge.end()
+        raise self._error("a comment without its closing parenthesis", len(self._text))
+
+    def _error(self, problem: str, end: int | None = None) -> InvalidEmail:
+        if end is None:
+            end = self._tokens[self._next].end
+        return self._place.error(f"{self._place.quote(self._text[self._begin : end])} is not an address: {problem}")
+
+
+def _mailbox(place: Place, name: str, local: str, domain: str, written: str) -> Mailbox:
+    try:
+        domain = _wire_domain(domain)
+        if _DOT_ATOM.fullmatch(local) is None:
+            local = _wire_local(local)
+    except EmailNotValidError as error:
+        raise place.error(f"{place.quote(written)} is not an address mail can be sent to: {error}") from None
+    mailbox = Mailbox(name, local, domain, written)
+    if len(local.encode()) > LOCAL_PART_LIMIT or len(mailbox.address.encode()) > ADDRESS_LIMIT:
+        raise place.error(
+            f"{place.quote(written)} is too long: at most {LOCAL_PART_LIMIT} octets before the @, {ADDRESS_LIMIT} in all"
+        )
+    return mailbox
+
+
+@lru_cache(maxsize=4096)
+def _wire_domain(domain: str) -> str:
+    """The domain in lower case, as A-labels. Most mail goes to few domains, and IDNA is slow."""
+    return validate_email(f"x@{domain}", check_deliverability=False).ascii_domain
+
+
+def _wire_local(local: str) -> str:
+    """A local part that is quoted or not ASCII, otherwise unchanged: what it means is up to its host (RFC 5321
+    section 2.4)."""
+    validate_email(f"{local}@example.org", check_deliverability=False, allow_quoted_local=True)
+    return unicodedata.normalize("NFC", local)
+
+
+def _unquote(text: str) -> str:
+    return _ESCAPED.sub(r"\1", text[1:-1])

@@ -1,170 +1,234 @@
 """From what an author hands in to what is stored and sent, byte for byte."""
 
-from collections.abc import Sequence
-from datetime import datetime
+import re
+from collections.abc import Iterable, Sequence
 from email.message import EmailMessage
-from email.utils import format_datetime
 from typing import NamedTuple
 
 from mailstrom_async._email import Email
 from mailstrom_async._envelope import PreparedEmail
-from mailstrom_async._errors import InvalidEmail
 from mailstrom_async._message import foreign
-from mailstrom_async._message.addresses import Mailbox, distinct, parse_addresses, parse_path
-from mailstrom_async._message.headers import (
-    address_field,
-    check_id,
-    check_name,
-    ids_field,
-    text_field,
-    unsubscribe_fields,
+from mailstrom_async._message.addresses import (
+    Address,
+    Mailbox,
+    mailboxes_of,
+    read_addresses,
+    read_bare,
+    read_mailbox,
 )
+from mailstrom_async._message.headers import address_field, check_name, custom_field, literal_field, text_field
+from mailstrom_async._message.ids import Stamp, check_id, format_date, referred_ids
 from mailstrom_async._message.mime import build
+from mailstrom_async._message.place import Place
+
+URL_LIMIT = 900
+
+# What has a field of `Email`, or none at all because we write it: as a custom header it would be there twice.
+ELSEWHERE = {
+    "from": "from_",
+    "sender": "sender",
+    "to": "to",
+    "cc": "cc",
+    "bcc": "bcc",
+    "resent-bcc": "bcc",
+    "reply-to": "reply_to",
+    "subject": "subject",
+    "date": "date",
+    "message-id": "message_id",
+    "in-reply-to": "in_reply_to",
+    "references": "references",
+    "list-unsubscribe": "list_unsubscribe",
+    "list-unsubscribe-post": "list_unsubscribe",
+    "return-path": "the argument sender of send_email",
+    "mime-version": "text, html and attachments",
+}
+
+_URL = re.compile(r"(?:https?://|mailto:)[!-;=?-~]+", re.IGNORECASE)
+
+
+class Envelope(NamedTuple):
+    """Whom the caller of `send_email` names, in place of what the message says.
+
+    Attributes:
+        sender: The reverse-path; "" is the null sender; None: the Sender or the first From address.
+        recipients: The forward-paths; None: To, Cc and Bcc.
+    """
+
+    sender: str | None = None
+    recipients: Sequence[str] | None = None
 
 
 class _Written(NamedTuple):
     message_id: str
     content: bytes
-    sender: Mailbox
+    sender: Mailbox | None
     recipients: Sequence[Mailbox]
-    non_ascii_address: bool
+    smtputf8: bool
 
 
 def compose(
-    email: Email | EmailMessage | bytes,
-    *,
-    sender: str | None = None,
-    recipients: Sequence[str] | None = None,
-    now: datetime,
-    token: str,
-    helo_name: str,
-    message_size: int,
+    email: Email | EmailMessage | bytes, envelope: Envelope, stamp: Stamp, *, message_size: int
 ) -> PreparedEmail:
     """Write an email as it will be stored and sent.
 
     Args:
         email: An `Email`; a stdlib `EmailMessage`; or a whole RFC 5322 message, which is left as it is but for line
             ends, Bcc, and a missing Message-ID or Date.
-        sender: The reverse-path; "" is the null sender; None: the Sender or the first From address.
-        recipients: The forward-paths; None: To, Cc and Bcc.
-        now: For the Date.
-        token: Random letters and digits, for the Message-ID and the MIME boundaries.
-        helo_name: The right side of a new Message-ID.
-        message_size: Larger ones are refused, in bytes.
+        message_size: Bytes; what is larger is refused.
 
     Raises:
         InvalidEmail: It can't be sent as it is; names the field.
     """
-    new_id = f"{token}@{helo_name}"
-    if isinstance(email, Email):
-        written = _write_email(email, now, token, new_id, message_size)
-    else:
-        written = _complete(email, now, new_id, message_size)
+    written = _write(email, stamp, message_size) if isinstance(email, Email) else _complete(email, stamp, message_size)
     _check_size(len(written.content), message_size)
-    path = written.sender.address if sender is None else (parse_path("sender", sender).address if sender else "")
-    if recipients is None:
-        forward = distinct(written.recipients)
-        if not forward:
-            raise InvalidEmail("to", "there is no recipient; name one in to, cc or bcc")
-    else:
-        forward = distinct(parse_path("recipients", recipient) for recipient in recipients)
-        if not forward:
-            raise InvalidEmail("recipients", "is empty; name a recipient, or leave it out for To, Cc and Bcc")
-    eight_bit = not written.content.isascii()
-    addresses = tuple(mailbox.address for mailbox in forward)
+    sender = _reverse_path(envelope, written)
+    recipients = _forward_paths(envelope, written)
+    addresses = tuple(mailbox.address for mailbox in recipients)
     return PreparedEmail(
         message_id=written.message_id,
-        sender=path,
+        sender=sender,
         recipients=addresses,
         content=written.content,
-        smtputf8=written.non_ascii_address or not path.isascii() or not all(map(str.isascii, addresses)),
-        eight_bit=eight_bit,
-        written=tuple(mailbox.written for mailbox in forward),
+        smtputf8=written.smtputf8 or not sender.isascii() or not all(map(str.isascii, addresses)),
+        eight_bit=not written.content.isascii(),
+        written=tuple(mailbox.written for mailbox in recipients),
     )
 
 
-def _write_email(email: Email, now: datetime, token: str, new_id: str, message_size: int) -> _Written:
+def _reverse_path(envelope: Envelope, written: _Written) -> str:
+    if envelope.sender is not None:
+        return read_bare(Place("sender"), envelope.sender).address if envelope.sender else ""
+    if written.sender is None:
+        raise Place("sender").error("From names a group without members; give the address that bounces go to")
+    return written.sender.address
+
+
+def _forward_paths(envelope: Envelope, written: _Written) -> list[Mailbox]:
+    if envelope.recipients is None:
+        recipients = _distinct(written.recipients)
+        if not recipients:
+            raise Place("to").error("there is no recipient; name one in to, cc or bcc")
+        return recipients
+    place = Place("recipients")
+    if isinstance(envelope.recipients, str):
+        raise place.error("must be a list of addresses, not a single text")
+    recipients = _distinct(read_bare(place, recipient) for recipient in envelope.recipients)
+    if not recipients:
+        raise place.error("is empty; name a recipient, or leave it out for To, Cc and Bcc")
+    return recipients
+
+
+def _distinct(mailboxes: Iterable[Mailbox]) -> list[Mailbox]:
+    """Each mailbox once, as it was first written."""
+    return list({mailbox.identity: mailbox for mailbox in reversed(list(mailboxes))}.values())[::-1]
+
+
+def _write(email: Email, stamp: Stamp, message_size: int) -> _Written:
     _check_size(
         len(email.text or "") + len(email.html or "") + sum(len(part.content) * 4 // 3 for part in email.attachments),
         message_size,
     )
-    authors = parse_addresses("from_", email.from_)
+    authors = read_addresses(Place("from_"), email.from_)
     if not authors:
-        raise InvalidEmail("from_", "names nobody; give the author's address")
-    senders = parse_addresses("sender", email.sender) if email.sender is not None else []
-    if email.sender is not None and len(senders) != 1:
-        raise InvalidEmail("sender", "must be one address")
-    if len(authors) > 1 and not senders:
-        raise InvalidEmail("sender", "several authors need a sender (RFC 5322 section 3.6.2)")
-    to, cc, bcc = (parse_addresses(name, getattr(email, name)) for name in ("to", "cc", "bcc"))
-    reply_to = parse_addresses("reply_to", email.reply_to)
-    message_id = check_id("message_id", email.message_id) if email.message_id is not None else new_id
-    header = [
-        address_field(name, mailboxes)
-        for name, mailboxes in (("From", authors), ("Sender", senders), ("Reply-To", reply_to), ("To", to), ("Cc", cc))
-        if mailboxes
+        raise Place("from_").error("names nobody; give the author's address")
+    sender = read_mailbox(Place("sender"), email.sender) if email.sender is not None else None
+    if len(authors) > 1 and sender is None:
+        raise Place("sender").error("is missing; several authors need one (RFC 5322 section 3.6.2)")
+    to, cc, bcc = (read_addresses(Place(name), value) for name, value in _recipient_fields(email))
+    reply_to = read_addresses(Place("reply_to"), email.reply_to)
+    senders: list[Address] = [sender] if sender is not None else []
+    message_id = check_id(Place("message_id"), email.message_id, stamp) if email.message_id else stamp.message_id
+    content = build(email.text, email.html, email.attachments, stamp.token)
+    fields = [
+        *(
+            address_field(name, addresses)
+            for name, addresses in (
+                ("From", authors),
+                ("Sender", senders),
+                ("Reply-To", reply_to),
+                ("To", to),
+                ("Cc", cc),
+            )
+            if addresses
+        ),
+        text_field(Place("subject"), "Subject", email.subject),
+        f"Date: {format_date(Place('date'), email.date or stamp.now)}\r\n",
+        f"Message-ID: <{message_id}>\r\n",
+        *_threading(email),
+        *_unsubscribing(email),
+        *_custom_fields(email),
+        "MIME-Version: 1.0\r\n",
     ]
-    header.append(text_field("subject", "Subject", email.subject))
-    header.append(f"Date: {format_datetime(email.date or now)}\r\nMessage-ID: <{message_id}>\r\n")
-    header.extend(_threading(email))
-    if email.list_unsubscribe is not None:
-        header.append(unsubscribe_fields(email.list_unsubscribe))
-    header.extend(_extra_fields(email))
-    content = build(email.text, email.html, email.attachments, token)
-    named = [*authors, *senders, *reply_to, *to, *cc]
+    named = mailboxes_of([*authors, *senders, *reply_to, *to, *cc])
     return _Written(
         message_id,
-        b"".join([*(field.encode() for field in header), b"MIME-Version: 1.0\r\n", content.write()]),
-        senders[0] if senders else authors[0],
-        [*to, *cc, *bcc],
+        "".join(fields).encode() + content.write(),
+        sender or next(iter(mailboxes_of(authors)), None),
+        list(mailboxes_of([*to, *cc, *bcc])),
         not all(mailbox.local.isascii() for mailbox in named),
     )
 
 
+def _recipient_fields(email: Email) -> tuple[tuple[str, str | Sequence[str]], ...]:
+    return ("to", email.to), ("cc", email.cc), ("bcc", email.bcc)
+
+
 def _threading(email: Email) -> list[str]:
-    return [
-        ids_field(field, name, value)
-        for field, name, value in (
-            ("in_reply_to", "In-Reply-To", email.in_reply_to),
-            ("references", "References", email.references),
-        )
-        if value
-    ]
-
-
-def _extra_fields(email: Email) -> list[str]:
-    names: set[str] = set()
     fields: list[str] = []
-    for name, value in email.headers.items():
-        check_name(name)
-        if name.lower() in names:
-            raise InvalidEmail("headers", f"{name} is there twice, in different case")
-        names.add(name.lower())
-        fields.append(text_field("headers", name, value))
+    if email.in_reply_to:
+        place = Place("in_reply_to")
+        fields.append(literal_field(place, "In-Reply-To", referred_ids(place, email.in_reply_to)))
+    if email.references:
+        place = Place("references")
+        fields.append(literal_field(place, "References", referred_ids(place, email.references)))
     return fields
 
 
-def _complete(email: EmailMessage | bytes, now: datetime, new_id: str, message_size: int) -> _Written:
+def _unsubscribing(email: Email) -> list[str]:
+    """List-Unsubscribe (RFC 2369), and for https what makes it one click (RFC 8058)."""
+    url, place = email.list_unsubscribe, Place("list_unsubscribe")
+    if url is None:
+        return []
+    if _URL.fullmatch(url) is None or len(url) > URL_LIMIT:
+        raise place.error(f"{place.quote(url)} is not a URL; write https://... or mailto:...")
+    fields = [literal_field(place, "List-Unsubscribe", [f"<{url}>"])]
+    if url.lower().startswith("https:"):
+        fields.append("List-Unsubscribe-Post: List-Unsubscribe=One-Click\r\n")
+    return fields
+
+
+def _custom_fields(email: Email) -> list[str]:
+    place, names, fields = Place("headers"), set[str](), list[str]()
+    for name, value in email.headers.items():
+        check_name(place, name)
+        if (where := ELSEWHERE.get(name.lower())) is not None:
+            raise place.error(f"{name} has a place of its own: use {where}")
+        if name.lower().startswith("content-"):
+            raise place.error(f"{name} is written by us; use text, html and attachments")
+        if name.lower() in names:
+            raise place.error(f"{name} is there twice, in different case")
+        names.add(name.lower())
+        fields.append(custom_field(place, name, value))
+    return fields
+
+
+def _complete(email: EmailMessage | bytes, stamp: Stamp, message_size: int) -> _Written:
     content = foreign.flatten(email) if isinstance(email, EmailMessage) else email
     _check_size(len(content), message_size)
     message = foreign.take_apart(content)
-    authors = message.mailboxes("from")
-    senders = message.mailboxes("sender")
-    if not authors:
-        raise InvalidEmail("email", "its From field names nobody")
-    message_id = message.message_id or new_id
-    visible = b"".join(raw for name, raw in message.fields if name not in foreign.HIDDEN)
+    authors = message.mailboxes("From")
+    senders = message.mailboxes("Sender")
     return _Written(
-        message_id,
-        message.write(message_id, now),
-        (senders or authors)[0],
+        message.message_id or stamp.message_id,
+        message.write(stamp),
+        next(iter([*senders, *authors]), None),
         foreign.recipients_of(message),
-        not visible.isascii(),
+        not message.visible_ascii,
     )
 
 
 def _check_size(size: int, message_size: int) -> None:
     if size > message_size:
-        raise InvalidEmail(
-            "email", f"has about {size} bytes, and {message_size} are allowed; send less, or raise Limits.message_size"
+        raise Place("email").error(
+            f"has about {size} bytes, and {message_size} are allowed; send less, or raise Limits.message_size"
         )

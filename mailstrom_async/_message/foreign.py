@@ -2,16 +2,17 @@
 
 import copy
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from email import policy
 from email.message import EmailMessage
-from email.utils import format_datetime
 
-from mailstrom_async._errors import InvalidEmail
-from mailstrom_async._message.addresses import Mailbox, parse_addresses
-from mailstrom_async._message.headers import address_field, check_id
+from mailstrom_async._message.addresses import Mailbox, mailboxes_of, read_addresses
+from mailstrom_async._message.headers import address_field
+from mailstrom_async._message.ids import Stamp, foreign_id, format_date
+from mailstrom_async._message.lines import LINE_LIMIT, bytes_to_crlf, long_line
+from mailstrom_async._message.place import Place
+
+MESSAGE = Place("email")
 
 ADDRESS_FIELDS = ("From", "Sender", "Reply-To", "To", "Cc", "Bcc")
 HIDDEN = frozenset({"bcc", "resent-bcc", "return-path"})
@@ -20,9 +21,7 @@ ONCE = frozenset(
     {"from", "sender", "reply-to", "to", "cc", "bcc", "message-id", "in-reply-to", "references", "subject", "date"}
 )
 
-_LINE_END = re.compile(rb"\r\n|\r|\n")
-_LONG_LINE = re.compile(rb"[^\r\n]{999}")
-_FIELD = re.compile(rb"([!-9;-~]+)[ \t]*:((?:.|\r\n[ \t])*)", re.DOTALL)
+_FIELD = re.compile(rb"([!-9;-~]+)[ \t]*:(.*)", re.DOTALL)
 _NEXT_FIELD = re.compile(rb"\r\n(?![ \t])")
 
 
@@ -39,87 +38,103 @@ class Foreign:
     values: dict[str, str]
     body: bytes
 
-    def mailboxes(self, name: str) -> list[Mailbox]:
+    def mailboxes(self, header: str) -> list[Mailbox]:
         """The addresses of a field; none if it is missing."""
-        return parse_addresses(name, self.values[name]) if name in self.values else []
+        value = self.values.get(header.lower())
+        return list(mailboxes_of(read_addresses(Place("email", header), value))) if value else []
 
     @property
     def message_id(self) -> str | None:
         value = self.values.get("message-id")
-        return check_id("message_id", value) if value is not None else None
+        return foreign_id(Place("email", "Message-ID"), value) if value is not None else None
 
-    def write(self, message_id: str, now: datetime) -> bytes:
-        """The message as it is sent: without hidden fields, with the ones that must not be missing."""
+    @property
+    def visible_ascii(self) -> bool:
+        """Whether the header, as it is sent, is all ASCII; otherwise it needs SMTPUTF8 (RFC 6532)."""
+        return all(raw.isascii() for name, raw in self.fields if name not in HIDDEN)
+
+    def write(self, stamp: Stamp) -> bytes:
+        """The message as it is sent: without hidden fields, with those that must not be missing."""
         header = [raw for name, raw in self.fields if name not in HIDDEN]
         if "message-id" not in self.values:
-            header.append(f"Message-ID: <{message_id}>".encode("ascii"))
+            header.append(f"Message-ID: <{stamp.message_id}>".encode("ascii"))
         if "date" not in self.values:
-            header.append(f"Date: {format_datetime(now)}".encode("ascii"))
+            header.append(f"Date: {format_date(MESSAGE, stamp.now)}".encode("ascii"))
         return b"\r\n".join([*header, b"", self.body])
 
 
 def take_apart(content: bytes) -> Foreign:
-    """Raises InvalidEmail if the bytes are no message that can be sent as it is."""
-    content = _LINE_END.sub(b"\r\n", content)
+    """Read what matters of a message.
+
+    Raises:
+        InvalidEmail: The bytes are no message that can be sent as it is.
+    """
+    content = bytes_to_crlf(content)
     if b"\0" in content:
-        raise InvalidEmail("email", "contains a NUL, which no mail may; encode the part that has it as base64")
-    if _LONG_LINE.search(content):
-        raise InvalidEmail("email", "has a line of more than 998 octets; encode its body as quoted-printable or base64")
-    if not content.endswith(b"\r\n"):
-        content += b"\r\n"
+        raise MESSAGE.error("contains a NUL, which no mail may; encode the part that has it as base64")
+    if long_line(content) is not None:
+        raise MESSAGE.error(
+            f"has a line of more than {LINE_LIMIT} octets; encode its body as quoted-printable or base64"
+        )
+    if content.startswith(b"\r\n") or not content:
+        raise MESSAGE.error("has no header; it must begin with fields such as From:")
     header, separator, body = content.partition(b"\r\n\r\n")
-    if content.startswith(b"\r\n"):
-        raise InvalidEmail("email", "has no header; it must begin with fields such as From:")
     if not separator:
-        header, body = content[:-2], b""
+        header = content.removesuffix(b"\r\n")
     fields: list[tuple[str, bytes]] = []
     values: dict[str, str] = {}
     for raw in _NEXT_FIELD.split(header):
         name, value = _field(raw)
         if name in values and name in ONCE:
-            raise InvalidEmail("email", f"has the field {name} twice")
+            raise MESSAGE.error(f"has the header field {name} twice; keep one")
         fields.append((name, raw))
         values.setdefault(name, value)
     if "from" not in values:
-        raise InvalidEmail("email", "has no From field")
+        raise MESSAGE.error("has no From header field; add the author's address")
     return Foreign(fields, values, body)
 
 
 def flatten(message: EmailMessage) -> bytes:
-    """A stdlib message as bytes. The address fields are written by us: the stdlib of some patch levels loses recipients
-    on the way (CVE-2025-1795)."""
+    """A stdlib message as bytes.
+
+    The address fields are written by us: the stdlib of some patch levels loses recipients on the way (CVE-2025-1795).
+
+    Raises:
+        InvalidEmail: It can't be written.
+    """
     try:
+        named = [(name, str(value)) for name in ADDRESS_FIELDS for value in message.get_all(name, [])]
         copied = copy.copy(message)
-        own: list[str] = []
         for name in ADDRESS_FIELDS:
-            values = [str(value) for value in message.get_all(name, [])]
-            if len(values) > 1:
-                raise InvalidEmail("email", f"has the field {name} twice")
             del copied[name]
-            if values and (mailboxes := parse_addresses(name.lower(), values[0])):
-                own.append(address_field(name, mailboxes))
         rest = copied.as_bytes(policy=policy.SMTP.clone(cte_type="7bit"))
-    except InvalidEmail:
-        raise
     except Exception as error:
         # Of this or that kind, depending on what is wrong inside: the stdlib finds out while it writes.
-        raise InvalidEmail("email", f"the EmailMessage can't be written: {error!r:.300}") from error
-    return "".join(own).encode("utf-8", "strict") + rest
+        raise MESSAGE.error(f"the EmailMessage can't be written: {type(error).__name__}") from error
+    own = [
+        address_field(name, addresses)
+        for name, value in named
+        if (addresses := read_addresses(Place("email", name), value))
+    ]
+    return "".join(own).encode() + rest
+
+
+def recipients_of(message: Foreign) -> list[Mailbox]:
+    """Those whom the header names, hidden ones included."""
+    return [mailbox for header in ("To", "Cc", "Bcc") for mailbox in message.mailboxes(header)]
 
 
 def _field(raw: bytes) -> tuple[str, str]:
     if raw.startswith(b"From "):
-        raise InvalidEmail("email", 'begins with an mbox "From " line; remove it')
+        raise MESSAGE.error('begins with an mbox "From " line; remove it')
     match = _FIELD.fullmatch(raw)
     if match is None:
-        raise InvalidEmail("email", f"has a header line that is no field: {raw[:60]!r}")
+        # Its text stays out: whatever line of a broken header this is, it may name a hidden recipient.
+        raise MESSAGE.error(
+            'has a line in its header that is no field; write "Name: value", and a blank line at its end'
+        )
+    name = match[1].decode("ascii")
     try:
-        value = match[2].replace(b"\r\n", b"").decode()
+        return name.lower(), match[2].replace(b"\r\n", b"").decode().strip(" \t")
     except UnicodeDecodeError:
-        raise InvalidEmail("email", f"has a header field {match[1][:60]!r} that is not UTF-8") from None
-    return match[1].decode("ascii").lower(), value.strip()
-
-
-def recipients_of(foreign: Foreign) -> Sequence[Mailbox]:
-    """Those whom the header names, hidden ones included."""
-    return [mailbox for name in ("to", "cc", "bcc") for mailbox in foreign.mailboxes(name)]
+        raise Place("email", name).error("is not UTF-8; encode it (RFC 2047)") from None

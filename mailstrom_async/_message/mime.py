@@ -1,57 +1,62 @@
-"""Writes bodies: text, HTML and attachments as MIME parts, 7-bit clean (RFC 2045, RFC 2046)."""
+"""Bodies: text, HTML and attachments as MIME entities that any server takes, 7-bit clean (RFC 2045, RFC 2046)."""
 
 import binascii
 import re
 from dataclasses import dataclass
+from urllib.parse import quote
 
 from mailstrom_async._email import Attachment
-from mailstrom_async._errors import InvalidEmail
-from mailstrom_async._message.addresses import check_line
-from mailstrom_async._message.headers import fold, parameter
+from mailstrom_async._message.headers import fold
+from mailstrom_async._message.lines import bytes_to_crlf, is_seven_bit, text_to_crlf
+from mailstrom_async._message.place import Place
+from mailstrom_async._message.words import check_text
 
 BASE64_LINE = 76
-LONGEST_FILENAME = 255
+FILENAME_LIMIT = 255
+PARAMETER_LINE = 60
 
-_TOKEN = r"[A-Za-z0-9!#$%&'*+.^_`{|}~-]+"
-_CONTENT_TYPE = re.compile(rf'({_TOKEN})/({_TOKEN})((?:\s*;\s*{_TOKEN}=(?:{_TOKEN}|"[ !#-\[\]-~]*"))*)')
-_LINE_END = re.compile(r"\r\n|\r|\n")
-_LINE_END_BYTES = re.compile(rb"\r\n|\r|\n")
-_LONG_LINE = re.compile(rb"[^\r\n]{999}")
-_CONTENT_ID = re.compile(r"[!-;=?A-~]+")
+ATTACHMENTS = Place("attachments")
+
+_WORD = r"[A-Za-z0-9!#$%&'*+.^_`{|}~-]+"
+_CONTENT_TYPE = re.compile(rf'({_WORD})/({_WORD})((?:\s*;\s*{_WORD}=(?:{_WORD}|"[ !#-\[\]-~]*"))*)')
+_PARAMETER = re.compile(rf'{_WORD}=(?:{_WORD}|"[ !#-\[\]-~]*")')
+_CONTENT_ID = re.compile(r"[!-;=?A-~]{1,200}")
+_SIMPLE_NAME = re.compile(r"[ !#-\[\]-~]+")
 # They turn what a reader sees of a name around: "exe.gpj" for "jpg.exe".
-_BIDI = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_DIRECTION = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_QP_SAFE = bytes(range(32, 127)).replace(b"=", b"") + b"\t\r\n"
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """A MIME entity: the fields that describe it, and its body, both with CRLF line ends."""
+class Entity:
+    """A body and the fields that describe it, both with CRLF line ends (RFC 2045 section 2.4)."""
 
-    header: str
+    fields: str
     body: bytes
 
     def write(self) -> bytes:
-        return self.header.encode("ascii") + b"\r\n" + self.body
+        return self.fields.encode("ascii") + b"\r\n" + self.body
 
 
-def build(text: str | None, html: str | None, attachments: tuple[Attachment, ...], token: str) -> Part:
+def build(text: str | None, html: str | None, attachments: tuple[Attachment, ...], token: str) -> Entity:
     """The whole content of an email.
 
     Args:
         text: The plain text.
         html: The HTML, shown in its place where the reader can.
         attachments: Those with an inline_id belong to the HTML.
-        token: Random text that makes the boundaries unlike anything in the parts.
+        token: Random text, which makes the boundaries unlike anything in the parts.
 
     Raises:
         InvalidEmail: An attachment can't be sent so.
     """
-    inline = [attachment_part(attachment) for attachment in attachments if attachment.inline_id is not None]
-    others = [attachment_part(attachment) for attachment in attachments if attachment.inline_id is None]
-    bodies: list[Part] = []
+    inline = [attachment_entity(attachment) for attachment in attachments if attachment.inline_id is not None]
+    others = [attachment_entity(attachment) for attachment in attachments if attachment.inline_id is None]
+    bodies: list[Entity] = []
     if text is not None or html is None:
-        bodies.append(text_part("text", text or "", "plain"))
+        bodies.append(text_entity("text", text or "", "plain"))
     if html is not None:
-        page = text_part("html", html, "html")
+        page = text_entity("html", html, "html")
         bodies.append(multipart("related", [page, *inline], f"{token}r") if inline else page)
     elif inline:
         others = [*inline, *others]
@@ -59,82 +64,108 @@ def build(text: str | None, html: str | None, attachments: tuple[Attachment, ...
     return multipart("mixed", [whole, *others], f"{token}m") if others else whole
 
 
-def text_part(field: str, text: str, subtype: str) -> Part:
-    """Text as UTF-8: as it is if mail can carry it so, else encoded, whichever way is shorter."""
-    text = _LINE_END.sub("\r\n", text) if "\r" in text or "\n" in text else text
+def text_entity(field: str, text: str, subtype: str) -> Entity:
+    """Text in UTF-8: as it is if mail can carry it so, else encoded, whichever way is shorter."""
     try:
-        raw = text.encode()
+        raw = text_to_crlf(text).encode()
     except UnicodeEncodeError:
-        raise InvalidEmail(field, "contains a lone surrogate, which is not text; decode it rightly first") from None
-    if raw.isascii() and b"\0" not in raw and not _LONG_LINE.search(raw):
-        encoding, body = "7bit", raw if raw.endswith(b"\r\n") else raw + b"\r\n"
-    elif sum(raw.count(bytes([byte])) for byte in b"eatonirs \r\n") * 2 < len(raw):
+        raise Place(field).error("contains a lone surrogate, which is no character; decode it rightly first") from None
+    charset = "us-ascii" if raw.isascii() else "utf-8"
+    if is_seven_bit(raw):
+        encoding, body = "7bit", raw
+    elif 2 * len(raw.translate(None, _QP_SAFE)) > len(raw) // 3:
         encoding, body = "base64", base64_lines(raw)
     else:
         encoding, body = "quoted-printable", quoted_printable(raw)
-    charset = "us-ascii" if raw.isascii() else "utf-8"
-    return Part(f'Content-Type: text/{subtype}; charset="{charset}"\r\nContent-Transfer-Encoding: {encoding}\r\n', body)
+    return Entity(
+        f'Content-Type: text/{subtype}; charset="{charset}"\r\nContent-Transfer-Encoding: {encoding}\r\n', body
+    )
 
 
-def attachment_part(attachment: Attachment) -> Part:
+def attachment_entity(attachment: Attachment) -> Entity:
     """An attachment; its bytes arrive as they are."""
     match = _CONTENT_TYPE.fullmatch(attachment.content_type)
     if match is None or len(attachment.content_type) > 500:
-        raise InvalidEmail(
-            "attachments", f"{attachment.content_type[:100]!r} is not a content type; write it like application/pdf"
-        )
-    maintype = match[1].lower()
-    if maintype == "multipart":
-        raise InvalidEmail("attachments", "a multipart can't be attached; attach its parts")
-    filename = base_name(attachment.filename)
-    fields = fold(
-        "Content-Type", [f" {match[1]}/{match[2]}", *(f"; {text.strip()}" for text in match[3].split(";")[1:])]
-    )
-    if maintype == "message":
-        # RFC 2046 section 5.2.1: a message must not be encoded.
-        body = _LINE_END_BYTES.sub(b"\r\n", attachment.content)
-        if not body.isascii() or b"\0" in body or _LONG_LINE.search(body):
-            raise InvalidEmail(
-                "attachments",
-                "a message with octets above 127 or long lines can't be attached as such; use application/octet-stream",
-            )
-        fields += "Content-Transfer-Encoding: 7bit\r\n"
+        given = ATTACHMENTS.quote(attachment.content_type)
+        raise ATTACHMENTS.error(f"{given} is not a content type; write it like application/pdf")
+    if match[1].lower() == "multipart":
+        raise ATTACHMENTS.error("a multipart can't be attached; attach its parts")
+    if match[1].lower() == "message":
+        encoding, body = "7bit", _attached_message(attachment.content)
     else:
-        body = base64_lines(attachment.content)
-        fields += "Content-Transfer-Encoding: base64\r\n"
+        encoding, body = "base64", base64_lines(attachment.content)
+    fields = [
+        fold("Content-Type", _separated(f"{match[1]}/{match[2]}", _PARAMETER.findall(match[3]))),
+        f"Content-Transfer-Encoding: {encoding}\r\n",
+    ]
+    disposition = "attachment"
     if attachment.inline_id is not None:
-        if not _CONTENT_ID.fullmatch(attachment.inline_id) or len(attachment.inline_id) > 200:
-            raise InvalidEmail(
-                "attachments", f"{attachment.inline_id[:100]!r} can't be an inline_id; write it like logo"
+        if _CONTENT_ID.fullmatch(attachment.inline_id) is None:
+            raise ATTACHMENTS.error(
+                f"{ATTACHMENTS.quote(attachment.inline_id)} can't be an inline_id; write it like logo or logo@example"
             )
-        fields += f"Content-ID: <{attachment.inline_id}>\r\n"
-    disposition = "attachment" if attachment.inline_id is None else "inline"
-    fields += fold("Content-Disposition", [f" {disposition};", *parameter("filename", filename)])
-    return Part(fields, body)
+        disposition = "inline"
+        fields.append(f"Content-ID: <{attachment.inline_id}>\r\n")
+    name = base_name(attachment.filename)
+    fields.append(fold("Content-Disposition", _separated(disposition, parameter("filename", name))))
+    return Entity("".join(fields), body)
+
+
+def _attached_message(content: bytes) -> bytes:
+    # RFC 2046 section 5.2.1: a message must not be encoded.
+    body = bytes_to_crlf(content)
+    if not is_seven_bit(body):
+        raise ATTACHMENTS.error(
+            "a message with octets above 127 or lines above 998 octets can't be attached as such; "
+            "give it the content type application/octet-stream"
+        )
+    return body
 
 
 def base_name(filename: str) -> str:
-    """The last part of a path, of whatever system. Raises InvalidEmail if nothing sensible is left."""
-    check_line("attachments", filename)
+    """The last part of a path, of whatever system.
+
+    Raises:
+        InvalidEmail: Nothing sensible is left.
+    """
+    check_text(ATTACHMENTS, filename)
     name = re.split(r"[/\\]", filename)[-1].strip()
-    if name.strip(".") == "" or len(name) > LONGEST_FILENAME or _BIDI.search(name):
-        raise InvalidEmail(
-            "attachments",
-            f"{filename[:100]!r} is not a file name; use up to {LONGEST_FILENAME} characters, none of them a direction mark",
+    if not name.strip(".") or len(name) > FILENAME_LIMIT or "\t" in name or _DIRECTION.search(name):
+        raise ATTACHMENTS.error(
+            f"{ATTACHMENTS.quote(filename)} is not a file name; use up to {FILENAME_LIMIT} characters, "
+            "no tab and no direction mark among them"
         )
     return name
 
 
-def multipart(subtype: str, parts: list[Part], boundary: str) -> Part:
-    """Several parts as one."""
+def parameter(name: str, value: str) -> list[str]:
+    """A parameter of a Content-* field: quoted where ASCII and one line can say it, else as RFC 2231 has it."""
+    if len(value) <= PARAMETER_LINE and _SIMPLE_NAME.fullmatch(value) is not None:
+        return [f'{name}="{value}"']
+    encoded = quote(value, safe="!#$&+-.^_`{|}~")
+    if len(encoded) <= PARAMETER_LINE:
+        return [f"{name}*=utf-8''{encoded}"]
+    pieces: list[str] = []
+    while encoded:
+        end = min(PARAMETER_LINE, len(encoded))
+        # A percent sign and its two digits stay together.
+        end -= next((back for back in (1, 2) if end < len(encoded) and encoded[end - back] == "%"), 0)
+        pieces.append(encoded[:end])
+        encoded = encoded[end:]
+    pieces[0] = f"utf-8''{pieces[0]}"
+    return [f"{name}*{index}*={piece}" for index, piece in enumerate(pieces)]
+
+
+def multipart(subtype: str, parts: list[Entity], boundary: str) -> Entity:
+    """Several entities as one."""
     # "=_" occurs in neither base64 nor quoted-printable, and the token is random.
     boundary = f"=_{boundary}"
-    delimiter = f"--{boundary}\r\n".encode()
+    delimiter = f"--{boundary}\r\n".encode("ascii")
     pieces: list[bytes] = []
     for part in parts:
-        pieces += [delimiter, part.header.encode("ascii"), b"\r\n", part.body, b"\r\n"]
-    pieces.append(f"--{boundary}--\r\n".encode())
-    return Part(f'Content-Type: multipart/{subtype};\r\n boundary="{boundary}"\r\n', b"".join(pieces))
+        pieces += [delimiter, part.fields.encode("ascii"), b"\r\n", part.body, b"\r\n"]
+    pieces.append(f"--{boundary}--\r\n".encode("ascii"))
+    return Entity(f'Content-Type: multipart/{subtype};\r\n boundary="{boundary}"\r\n', b"".join(pieces))
 
 
 def base64_lines(content: bytes) -> bytes:
@@ -144,6 +175,13 @@ def base64_lines(content: bytes) -> bytes:
 
 
 def quoted_printable(text: bytes) -> bytes:
-    encoded = binascii.b2a_qp(text, istext=True)
-    encoded = _LINE_END_BYTES.sub(b"\r\n", encoded)
-    return encoded if encoded.endswith(b"\r\n") else encoded + b"=\r\n"
+    """Quoted-printable of text with CRLF line ends, one at its end."""
+    # Bare LFs go in, as binascii then breaks with LF everywhere; with CRLF it would guess from the first line.
+    encoded = binascii.b2a_qp(text.replace(b"\r\n", b"\n"), istext=True)
+    return encoded.replace(b"\n", b"\r\n")
+
+
+def _separated(first: str, parameters: list[str]) -> list[str]:
+    """A field's tokens, each but the last with its semicolon."""
+    tokens = [first, *parameters]
+    return [*(f"{token};" for token in tokens[:-1]), tokens[-1]]

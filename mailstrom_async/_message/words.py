@@ -36,7 +36,7 @@ def check_text(place: Place, text: str) -> None:
     found = _FORBIDDEN.search(text)
     if found is not None:
         code = ord(found.group())
-        kind = "a line break" if code in (10, 13) else "a lone surrogate" if 0xD800 <= code else "a control character"
+        kind = "a line break" if code in (10, 13) else "a lone surrogate" if code >= 0xD800 else "a control character"
         raise place.error(f"{kind} (U+{code:04X}) can't stand in a header field; remove it")
 
 

@@ -221,7 +221,6 @@ class Transaction:
         if whole:
             self._phase = Phase.END_OF_DATA
         answer = await self._answer(self._timeouts.end_of_data)
-        self._unanswered = False
         if not answer.negative and not (whole and answer.positive):
             raise Broken("protocol", f"answered {answer.code} {'to' if whole else 'before it had'} the whole message")
         self._phase = Phase.END_OF_DATA
@@ -255,6 +254,7 @@ class Transaction:
 
     async def _answer(self, timeout: timedelta) -> Answer:
         answer = await self._wire.answer(timeout.total_seconds())
+        self._unanswered = False
         if answer.code == CLOSING:
             raise Broken("network", f"ended the session with: {answer}", answer)
         if not answer.positive and not answer.negative and self._phase in (Phase.MAIL, Phase.RCPT):

@@ -2,5 +2,6 @@
 
 from mailstrom_async.storage.base import Acceptance, Due, Record, Recorded, Storage
 from mailstrom_async.storage.memory import MemoryStorage
+from mailstrom_async.storage.sqlite import SQLiteStorage
 
-__all__ = ["Acceptance", "Due", "MemoryStorage", "Record", "Recorded", "Storage"]
+__all__ = ["Acceptance", "Due", "MemoryStorage", "Record", "Recorded", "SQLiteStorage", "Storage"]

@@ -1,0 +1,59 @@
+"""One process at a time: an advisory lock on a file beside the store."""
+
+import fcntl
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mailstrom_async._errors import StorageError, StorageInUse
+
+_held: set[int] = set()
+
+
+def _let_go_in_child() -> None:
+    # A forked child shares the lock with its parent and would keep it when the parent is gone. Closing its copy leaves
+    # the parent's lock as it is; unlocking would not.
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)
+
+
+@contextmanager
+def locked(path: Path) -> Generator[None, None, None]:
+    """Hold the lock `<path>.lock`. The kernel lets go of it if this process dies; the file itself stays, for removing
+    it would let two processes hold locks on two files of that name.
+
+    Raises:
+        StorageInUse: Somebody else has it.
+        StorageError: The file can't be made.
+    """
+    lock_path = path.with_name(path.name + ".lock")
+    try:
+        descriptor = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StorageError(
+            f"{path} can't be opened: no lock file {lock_path}: {error.strerror}; "
+            "the directory must exist and be writable for this program"
+        ) from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip() or "unknown"
+            raise StorageInUse(
+                f"{path} is open elsewhere (process {holder}), and a SQLite store serves one process: end that one, "
+                "give each process its own file, or use PostgresStorage for several"
+            ) from error
+        except OSError as error:
+            raise StorageError(f"{path} can't be locked: {error.strerror}; keep it on a local file system") from error
+        _held.add(descriptor)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
+        yield
+    finally:
+        _held.discard(descriptor)
+        os.close(descriptor)

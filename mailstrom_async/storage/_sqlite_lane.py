@@ -1,0 +1,153 @@
+"""A queue of operations for one connection and its thread; many operations share one commit."""
+
+import asyncio
+import logging
+import sqlite3
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar
+
+from mailstrom_async.storage._sqlite_errors import storage_error
+
+logger = logging.getLogger("mailstrom_async")
+
+T = TypeVar("T")
+Operation = Callable[[sqlite3.Connection], T]
+
+BATCH = 256
+BATCH_BYTES = 16 * 1024 * 1024
+IDLE_SECONDS = 0.05
+
+
+class _Waiting(NamedTuple):
+    operation: Operation[object]
+    size: int
+    future: asyncio.Future[Any]
+
+
+class Lane:
+    """Operations wait here until the thread that serves the lane takes all of them into its next transaction.
+
+    So one commit, the expensive part, is shared by all that came while the last one ran. Each operation has a savepoint
+    of its own: one that fails is undone alone.
+    """
+
+    def __init__(self, path: Path, begin: Literal["BEGIN", "BEGIN IMMEDIATE"], loop: asyncio.AbstractEventLoop) -> None:
+        self._path = path
+        self._begin = begin
+        self._loop = loop
+        self._waiting: deque[_Waiting] = deque()
+        self._wake = threading.Event()
+        self._stopping = False
+
+    async def run(self, operation: Operation[T], *, size: int = 0) -> T:
+        """Run an operation in a transaction; returns after the commit.
+
+        Args:
+            operation: Called with the connection, in the lane's thread; twice, if a first transaction failed.
+            size: The bytes that it writes, about, if they are many.
+        """
+        future: asyncio.Future[T] = self._loop.create_future()
+        self._waiting.append(_Waiting(operation, size, future))
+        self._wake.set()
+        return await future
+
+    def stop(self) -> None:
+        """End `serve` once all that waits is done. Nothing is to be run after this."""
+        self._stopping = True
+        self._wake.set()
+
+    def serve(
+        self,
+        connection: sqlite3.Connection,
+        *,
+        after_batch: Callable[[sqlite3.Connection], None] | None = None,
+        when_idle: Callable[[sqlite3.Connection], None] | None = None,
+    ) -> None:
+        """Run what comes, until stopped. This is the life of the lane's thread."""
+        while True:
+            self._wake.clear()
+            batch = self._take()
+            if batch:
+                self._report(batch, self._transact(connection, batch))
+                self._tend(connection, after_batch)
+            elif self._stopping:
+                return
+            elif not self._wake.wait(IDLE_SECONDS):
+                self._tend(connection, when_idle)
+                self._wake.wait()
+
+    def _take(self) -> list[_Waiting]:
+        batch: list[_Waiting] = []
+        size = 0
+        while self._waiting and len(batch) < BATCH and size < BATCH_BYTES:
+            waiting = self._waiting.popleft()
+            # Whoever gave up before this moment finds nothing done; later it is done all the same.
+            if not waiting.future.cancelled():
+                batch.append(waiting)
+                size += waiting.size
+        return batch
+
+    def _transact(self, connection: sqlite3.Connection, batch: Sequence[_Waiting]) -> list[object]:
+        """Run operations in one transaction; for each what it returned, or the exception."""
+        try:
+            connection.execute(self._begin)
+        except sqlite3.Error as error:
+            return [storage_error(self._path, error)] * len(batch)
+        try:
+            outcomes = [self._attempt(connection, waiting.operation) for waiting in batch]
+            connection.execute("COMMIT")
+        except Exception as error:  # noqa: BLE001 - whatever it is, this thread goes on and the callers hear of it
+            if connection.in_transaction:
+                with suppress(sqlite3.Error):
+                    connection.execute("ROLLBACK")
+            if len(batch) == 1:
+                return [self._translated(error)]
+            # The transaction was lost with all that was in it, most likely for want of space: each for itself now.
+            return [outcome for waiting in batch for outcome in self._transact(connection, [waiting])]
+        return outcomes
+
+    def _attempt(self, connection: sqlite3.Connection, operation: Operation[object]) -> object:
+        connection.execute("SAVEPOINT operation")
+        try:
+            outcome = operation(connection)
+        except Exception as error:
+            if not connection.in_transaction:
+                raise  # SQLite has rolled back everything, not only this operation
+            connection.execute("ROLLBACK TO operation")
+            # It is the caller's, and raised there.
+            outcome = self._translated(error)
+        connection.execute("RELEASE operation")
+        return outcome
+
+    def _translated(self, error: Exception) -> Exception:
+        return storage_error(self._path, error) if isinstance(error, sqlite3.Error) else error
+
+    def _tend(self, connection: sqlite3.Connection, care: Callable[[sqlite3.Connection], None] | None) -> None:
+        if care is None:
+            return
+        try:
+            care(connection)
+        except (sqlite3.Error, OSError) as error:
+            # What was committed stays committed; it is tried again next time.
+            logger.warning("%s: its log could not be moved into the file: %s", self._path, error)
+
+    def _report(self, batch: Sequence[_Waiting], outcomes: Sequence[object]) -> None:
+        try:
+            self._loop.call_soon_threadsafe(_deliver, batch, outcomes)
+        except RuntimeError:
+            logger.debug("%s: the event loop is closed, and nobody waits for %d results", self._path, len(batch))
+
+
+def _deliver(batch: Sequence[_Waiting], outcomes: Sequence[object]) -> None:
+    for waiting, outcome in zip(batch, outcomes, strict=True):
+        if waiting.future.done():  # cancelled meanwhile
+            if isinstance(outcome, Exception):
+                logger.debug("a cancelled operation had failed: %s", outcome)
+        elif isinstance(outcome, Exception):
+            waiting.future.set_exception(outcome)
+        else:
+            waiting.future.set_result(outcome)

@@ -1,0 +1,223 @@
+"""What changes the queue, in SQL. Each function is one operation of a transaction, in the writer's thread."""
+
+import sqlite3
+from collections.abc import Sequence
+from datetime import datetime
+
+from mailstrom_async._envelope import Delivery, QueuedMessage
+from mailstrom_async._errors import AlreadyQueued, QueueFull
+from mailstrom_async._queue.recipient import cancelled
+from mailstrom_async._status import MessageStatus
+from mailstrom_async.storage._rules import as_stored, destinations
+from mailstrom_async.storage._sqlite_errors import Unreadable
+from mailstrom_async.storage._sqlite_reads import key_of, status
+from mailstrom_async.storage._sqlite_rows import destination_of, due, pending_recipients, queued_message, to_integer
+from mailstrom_async.storage._sqlite_settle import (
+    Row,
+    abandon,
+    end_claim,
+    note_attempt,
+    set_row_aside,
+    settle,
+    settle_all,
+)
+from mailstrom_async.storage.base import Acceptance, Due, Record, Recorded
+
+PURGED_AT_ONCE = 100
+"""Messages that one operation forgets: some milliseconds, in which nothing is accepted."""
+
+SPARE_PAGES = 1000
+"""Unused pages that a file may keep, and that are given back at once."""
+
+
+def enqueue(connection: sqlite3.Connection, acceptances: Sequence[Acceptance], queue_size: int | None) -> list[Due]:
+    unfinished, next_message, next_delivery = connection.execute(
+        "SELECT unfinished, next_message, next_delivery FROM counters"
+    ).fetchone()
+    dues: list[Due] = []
+    for key, acceptance in enumerate(acceptances, next_message):
+        _insert_message(connection, key, acceptance)
+        own = _insert_deliveries(connection, key, next_delivery + len(dues), acceptance)
+        dues.extend(own)
+    # Asked last, so that a repeated message is told that it is known, and not to come again later.
+    if queue_size is not None and unfinished + len(acceptances) > queue_size:
+        raise QueueFull(queue_size)
+    connection.execute(
+        "UPDATE counters SET unfinished = unfinished + ?1, next_message = next_message + ?1,"
+        " next_delivery = next_delivery + ?2",
+        (len(acceptances), len(dues)),
+    )
+    return dues
+
+
+def take_up(connection: sqlite3.Connection, now: datetime) -> None:
+    """End the claims of an earlier life."""
+    for (delivery_id,) in connection.execute("SELECT id FROM deliveries WHERE owner IS NOT NULL").fetchall():
+        row = Row.read(connection, delivery_id)
+        if row is None:
+            continue
+        try:
+            abandon(connection, row, now)
+        except Unreadable as trouble:
+            set_row_aside(connection, row, now, trouble)
+
+
+def claim(
+    connection: sqlite3.Connection, delivery_ids: Sequence[int], owner: str, now: datetime, lease_until: datetime
+) -> list[Delivery]:
+    messages: dict[int, QueuedMessage] = {}
+    claims: list[Delivery] = []
+    now_integer = to_integer(now)
+    for delivery_id in delivery_ids:
+        row = Row.read(connection, delivery_id)
+        if row is None or row.due_at is None or row.due_at > now_integer:
+            continue
+        try:
+            if row.owner is not None and not abandon(connection, row, now):
+                continue
+            if row.message not in messages:
+                messages[row.message] = queued_message(connection, row.message)
+            pending = pending_recipients(connection, row.id)
+            destination = destination_of(connection, row.id)
+        except Unreadable as trouble:
+            set_row_aside(connection, row, now, trouble)
+            continue
+        connection.execute(
+            "UPDATE deliveries SET owner = ?, claimed_at = ?, due_at = ?, attempt = attempt + 1 WHERE id = ?",
+            (owner, now_integer, to_integer(lease_until), row.id),
+        )
+        claims.append(Delivery(row.id, destination, owner, row.attempt + 1, pending, messages[row.message]))
+    return claims
+
+
+def renew(connection: sqlite3.Connection, deliveries: Sequence[Delivery], lease_until: datetime) -> list[Delivery]:
+    until = to_integer(lease_until)
+    return [
+        delivery
+        for delivery in deliveries
+        if not connection.execute(
+            "UPDATE deliveries SET due_at = ? WHERE id = ? AND owner = ? AND attempt = ?",
+            (until, delivery.id, delivery.owner, delivery.attempt),
+        ).rowcount
+    ]
+
+
+def release(connection: sqlite3.Connection, deliveries: Sequence[Delivery], due_at: datetime) -> list[Due]:
+    dues: list[Due] = []
+    for delivery in deliveries:
+        row = Row.read_held(connection, delivery)
+        if row is None:
+            continue
+        connection.execute("UPDATE deliveries SET attempt = attempt - 1 WHERE id = ?", (row.id,))
+        if row.was_cancelled_at is not None:
+            settle_all(connection, row, cancelled(row.was_cancelled_at), None)
+        else:
+            end_claim(connection, row, due_at)
+            dues.append(Due(due_at, row.id, delivery.destination, row.size))
+    return dues
+
+
+def record(connection: sqlite3.Connection, records: Sequence[Record]) -> list[Recorded]:
+    return [_record(connection, one) for one in records]
+
+
+def cancel(connection: sqlite3.Connection, message_id: str, now: datetime) -> MessageStatus | None:
+    key = key_of(connection, message_id)
+    if key is None:
+        return None
+    changed = connection.execute(
+        "UPDATE messages SET cancelled_at = ? WHERE key = ? AND completed_at IS NULL AND cancelled_at IS NULL",
+        (to_integer(now), key),
+    ).rowcount
+    if changed:
+        for row in Row.unclaimed(connection, key):
+            settle_all(connection, row, cancelled(now), None)
+    return status(connection, message_id)
+
+
+def hasten(connection: sqlite3.Connection, message_id: str, now: datetime) -> list[Due] | None:
+    key = key_of(connection, message_id)
+    if key is None:
+        return None
+    unclaimed = "message = ? AND owner IS NULL AND due_at IS NOT NULL"
+    connection.execute(
+        f"UPDATE deliveries SET due_at = min(due_at, ?) WHERE {unclaimed}",  # noqa: S608 - no text from outside
+        (to_integer(now), key),
+    )
+    rows: list[tuple[int, int, str, int]] = connection.execute(
+        f"SELECT due_at, id, destination, size FROM deliveries WHERE {unclaimed} ORDER BY id",  # noqa: S608
+        (key,),
+    ).fetchall()
+    return [due(row) for row in rows]
+
+
+def purge(connection: sqlite3.Connection, completed_before: datetime) -> int:
+    """Forget some; to be repeated until there are none."""
+    return connection.execute(
+        "DELETE FROM messages WHERE key IN"
+        " (SELECT key FROM messages WHERE completed_at < ? ORDER BY completed_at LIMIT ?)",
+        (to_integer(completed_before), PURGED_AT_ONCE),
+    ).rowcount
+
+
+def give_space_back(connection: sqlite3.Connection) -> bool:
+    """Let the file shrink a bit if most of it is unused; whether there is more to give back."""
+    (pages,) = connection.execute("PRAGMA page_count").fetchone()
+    (free,) = connection.execute("PRAGMA freelist_count").fetchone()
+    if free <= pages // 2 or free <= SPARE_PAGES:
+        return False
+    connection.execute(f"PRAGMA incremental_vacuum({SPARE_PAGES})").fetchall()
+    return True
+
+
+def _insert_message(connection: sqlite3.Connection, key: int, acceptance: Acceptance) -> None:
+    prepared = acceptance.prepared
+    try:
+        connection.execute(
+            "INSERT INTO messages VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL, NULL)",
+            (
+                key,
+                prepared.message_id,
+                prepared.sender,
+                prepared.smtputf8,
+                prepared.eight_bit,
+                to_integer(acceptance.queued_at),
+                to_integer(acceptance.expires_at),
+                len(prepared.recipients),
+            ),
+        )
+    except sqlite3.IntegrityError as error:
+        raise AlreadyQueued(prepared.message_id) from error
+    connection.execute("INSERT INTO contents VALUES (?, ?)", (key, prepared.content))
+
+
+def _insert_deliveries(connection: sqlite3.Connection, key: int, first_id: int, acceptance: Acceptance) -> list[Due]:
+    prepared = acceptance.prepared
+    size = len(prepared.content)
+    dues: list[Due] = []
+    for delivery_id, (destination, positions) in enumerate(destinations(prepared).items(), first_id):
+        connection.execute(
+            "INSERT INTO deliveries (id, message, destination, size, due_at) VALUES (?, ?, ?, ?, ?)",
+            (delivery_id, key, destination, size, to_integer(acceptance.due_at)),
+        )
+        connection.executemany(
+            "INSERT INTO recipients (delivery, position, address, written) VALUES (?, ?, ?, nullif(?, ?3))",
+            [
+                (delivery_id, position, prepared.recipients[position], prepared.written[position])
+                for position in positions
+            ],
+        )
+        dues.append(Due(acceptance.due_at, delivery_id, destination, size))
+    return dues
+
+
+def _record(connection: sqlite3.Connection, one: Record) -> Recorded:
+    row = Row.read_held(connection, one.delivery)
+    if row is None:
+        return Recorded(accepted=False, results={}, due=None, completed=False)
+    results = as_stored(one, row.was_cancelled_at)
+    if one.attempt is not None:
+        note_attempt(connection, row, one.attempt)
+    due_at, completed = settle(connection, row, results, one.due_at)
+    entry = None if due_at is None else Due(due_at, row.id, one.delivery.destination, row.size)
+    return Recorded(accepted=True, results=results, due=entry, completed=completed)

@@ -1,0 +1,181 @@
+"""What is asked of the queue, in SQL. Each function is one operation, in the reader's thread."""
+
+import heapq
+import logging
+import sqlite3
+from collections.abc import Collection, Iterable, Iterator
+from datetime import datetime
+from itertools import islice
+
+from mailstrom_async._envelope import PreparedEmail
+from mailstrom_async._errors import StorageError
+from mailstrom_async._status import Attempt, DeliveryResult, MessageStatus, RecipientStatus
+from mailstrom_async.storage._rules import shown
+from mailstrom_async.storage._sqlite_errors import Unreadable
+from mailstrom_async.storage._sqlite_rows import due, reading, to_integer, to_result, to_time
+from mailstrom_async.storage.base import Due
+
+logger = logging.getLogger("mailstrom_async")
+
+MERGED_AT_MOST = 500
+"""Destinations that are read side by side: a statement each."""
+
+_WAITING = "due_at IS NOT NULL AND owner IS NULL"
+_NEAREST = f"SELECT due_at, id, destination, size FROM deliveries WHERE {_WAITING}"  # noqa: S608 - no text from outside
+
+
+def upcoming(connection: sqlite3.Connection, limit: int, excluding: Collection[str]) -> list[Due]:
+    rows: Iterable[tuple[int, int, str, int]]
+    if not excluding:
+        rows = connection.execute(f"{_NEAREST} ORDER BY due_at, id LIMIT ?", (limit,))
+    elif (waiting := _destinations(connection)) is not None:
+        # Side by side in the order of their due times: what is excluded is not even looked at.
+        lines = (_line(connection, destination) for destination in waiting if destination not in excluding)
+        rows = islice(heapq.merge(*lines), limit)
+    else:
+        # Passes over excluded entries of the index, without touching the table: 0.1 s for a million of them.
+        marks = ", ".join("?" * len(excluding))
+        rows = connection.execute(
+            f"{_NEAREST} AND destination NOT IN ({marks}) ORDER BY due_at, id LIMIT ?", (*excluding, limit)
+        )
+    return [due(row) for row in rows]
+
+
+def key_of(connection: sqlite3.Connection, message_id: str) -> int | None:
+    """The key of the message with this Message-ID, or None."""
+    try:
+        message_id.encode()
+    except UnicodeEncodeError:
+        return None  # nothing that we ever stored
+    found: tuple[int] | None = connection.execute(
+        "SELECT key FROM messages WHERE message_id = ?", (message_id,)
+    ).fetchone()
+    return None if found is None else found[0]
+
+
+def status(connection: sqlite3.Connection, message_id: str) -> MessageStatus | None:
+    key = key_of(connection, message_id)
+    if key is None:
+        return None
+    try:
+        return _status(connection, key)
+    except Unreadable as trouble:
+        raise StorageError(f"the status of {message_id[:200]!r} is damaged in the store: {trouble}") from trouble
+
+
+def recent(connection: sqlite3.Connection, since: datetime | None, limit: int) -> list[MessageStatus]:
+    found: list[tuple[int, int]] = connection.execute(
+        "SELECT queued_at, key FROM messages WHERE completed_at IS NULL ORDER BY queued_at, key LIMIT ?", (limit,)
+    ).fetchall()
+    if since is not None:
+        found += connection.execute(
+            "SELECT queued_at, key FROM messages WHERE completed_at >= ? ORDER BY queued_at, key LIMIT ?",
+            (to_integer(since), limit),
+        ).fetchall()
+    statuses: list[MessageStatus] = []
+    for _, key in heapq.nsmallest(limit, found):
+        try:
+            statuses.append(_status(connection, key))
+        except Unreadable as trouble:
+            logger.error(  # noqa: TRY400 - the trouble is told whole, and a traceback may hold what the row holds
+                "message %d is damaged in the store and left out of the list: %s", key, trouble
+            )
+    return statuses
+
+
+def attempts(connection: sqlite3.Connection, message_id: str) -> list[Attempt] | None:
+    key = key_of(connection, message_id)
+    if key is None:
+        return None
+    try:
+        with reading("an attempt"):
+            rows = connection.execute(
+                "SELECT attempt FROM attempts WHERE message = ? ORDER BY started_at, id", (key,)
+            ).fetchall()
+            return [Attempt.model_validate_json(text) for (text,) in rows]
+    except Unreadable as trouble:
+        raise StorageError(f"the attempts of {message_id[:200]!r} are damaged in the store: {trouble}") from trouble
+
+
+def prepared(connection: sqlite3.Connection, message_id: str) -> PreparedEmail | None:
+    key = key_of(connection, message_id)
+    if key is None:
+        return None
+    try:
+        with reading("the message"):
+            found = connection.execute(
+                "SELECT sender, content, smtputf8, eight_bit"
+                " FROM messages JOIN contents ON message = key WHERE key = ?",
+                (key,),
+            ).fetchone()
+            if found is None:
+                return None
+            sender, content, smtputf8, eight_bit = found
+            recipients = [(address, written) for address, written, *_ in _recipients(connection, key)]
+            return PreparedEmail(
+                message_id=message_id,
+                sender=sender,
+                recipients=tuple(address for address, _ in recipients),
+                content=content,
+                smtputf8=bool(smtputf8),
+                eight_bit=bool(eight_bit),
+                written=tuple(written for _, written in recipients),
+            )
+    except Unreadable as trouble:
+        raise StorageError(f"the message {message_id[:200]!r} is damaged in the store: {trouble}") from trouble
+
+
+def _destinations(connection: sqlite3.Connection) -> list[str] | None:
+    """The destinations of all unclaimed deliveries, found by leaps over the index; None if they are too many."""
+    found: list[str] = []
+    after = ""
+    while len(found) <= MERGED_AT_MOST:
+        (destination,) = connection.execute(
+            f"SELECT min(destination) FROM deliveries WHERE {_WAITING} AND destination > ?",  # noqa: S608
+            (after,),
+        ).fetchone()
+        if destination is None:
+            return found
+        found.append(destination)
+        after = destination
+    return None
+
+
+def _line(connection: sqlite3.Connection, destination: str) -> Iterator[tuple[int, int, str, int]]:
+    return connection.execute(f"{_NEAREST} AND destination = ? ORDER BY due_at, id", (destination,))
+
+
+def _status(connection: sqlite3.Connection, key: int) -> MessageStatus:
+    with reading("its status"):
+        message_id, queued_at = connection.execute(
+            "SELECT message_id, queued_at FROM messages WHERE key = ?", (key,)
+        ).fetchone()
+        results: dict[str | None, DeliveryResult] = {}  # many recipients often share one
+
+        def result_of(text: str | None) -> DeliveryResult:
+            if text not in results:
+                results[text] = to_result(text)
+            return results[text]
+
+        return MessageStatus(
+            message_id=message_id,
+            queued_at=to_time(queued_at),
+            recipients=tuple(
+                RecipientStatus(
+                    recipient=written,
+                    address=address,
+                    attempts=attempted,
+                    result=shown(result_of(text), None if due_at is None else to_time(due_at)),
+                )
+                for address, written, attempted, text, due_at in _recipients(connection, key)
+            ),
+        )
+
+
+def _recipients(connection: sqlite3.Connection, key: int) -> list[tuple[str, str, int, str | None, int | None]]:
+    """Address, as written, attempts, result, and when it is due if it is unclaimed; in the order of the envelope."""
+    return connection.execute(
+        "SELECT address, coalesce(written, address), attempts, result, iif(owner IS NULL, due_at, NULL)"
+        " FROM deliveries JOIN recipients ON delivery = id WHERE message = ? ORDER BY position",
+        (key,),
+    ).fetchall()

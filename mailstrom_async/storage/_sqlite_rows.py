@@ -1,0 +1,104 @@
+"""Between rows and words: times, results, recipients, attempts."""
+
+import sqlite3
+from collections.abc import Generator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import cast, get_args
+
+from pydantic import TypeAdapter
+
+from mailstrom_async._envelope import PendingRecipient, QueuedMessage, RecipientState
+from mailstrom_async._status import Attempt, DeliveryResult, Queued
+from mailstrom_async.storage._sqlite_errors import Unreadable, primary_code
+from mailstrom_async.storage.base import Due
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_STATES = frozenset(get_args(RecipientState))
+_QUEUED = Queued()
+_result: TypeAdapter[DeliveryResult] = TypeAdapter(DeliveryResult)
+
+
+@contextmanager
+def reading(what: str) -> Generator[None, None, None]:
+    """Turn what comes of a row that can't be decoded into `Unreadable`; a failing disk stays SQLite's error."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        # Text that is not UTF-8 has no code of SQLite's: the Python module refuses it.
+        if primary_code(error) is not None:
+            raise
+        raise Unreadable(f"{what}: {error}") from error
+    except (ValueError, OverflowError) as error:
+        raise Unreadable(f"{what}: {type(error).__name__}") from error
+
+
+def to_integer(time: datetime) -> int:
+    """A time as the database holds it: microseconds since 1970, UTC."""
+    return (time - _EPOCH) // _MICROSECOND
+
+
+def to_time(microseconds: int) -> datetime:
+    return _EPOCH + timedelta(microseconds=microseconds)
+
+
+def due(row: tuple[int, int, str, int]) -> Due:
+    """An entry from (due_at, id, destination, size)."""
+    due_at, delivery_id, destination, size = row
+    return Due(to_time(due_at), delivery_id, destination, size)
+
+
+def to_result(text: str | None) -> DeliveryResult:
+    return _QUEUED if text is None else _result.validate_json(text)
+
+
+def pending_recipients(connection: sqlite3.Connection, delivery_id: int) -> tuple[PendingRecipient, ...]:
+    """The recipients of a delivery that are not final, in the order of the envelope."""
+    with reading("a recipient"):
+        rows: list[tuple[str, str, int]] = connection.execute(
+            "SELECT address, state, attempts FROM recipients"
+            " WHERE delivery = ? AND state NOT IN ('delivered', 'failed') ORDER BY position",
+            (delivery_id,),
+        ).fetchall()
+        if not rows:
+            raise Unreadable("it has no recipients")
+        for _, state, _ in rows:
+            if state not in _STATES:
+                raise Unreadable("a recipient has an unknown state")
+        return tuple(PendingRecipient(address, cast(RecipientState, state), n) for address, state, n in rows)
+
+
+def queued_message(connection: sqlite3.Connection, key: int) -> QueuedMessage:
+    """A message with its content."""
+    with reading("the message"):
+        row = connection.execute(
+            "SELECT message_id, sender, content, smtputf8, eight_bit, queued_at, expires_at"
+            " FROM messages LEFT JOIN contents ON message = key WHERE key = ?",
+            (key,),
+        ).fetchone()
+        if row is None or row[2] is None:
+            raise Unreadable("its content is missing")
+        message_id, sender, content, smtputf8, eight_bit, queued_at, expires_at = row
+        return QueuedMessage(
+            key=key,
+            message_id=message_id,
+            sender=sender,
+            content=content,
+            smtputf8=bool(smtputf8),
+            eight_bit=bool(eight_bit),
+            queued_at=to_time(queued_at),
+            expires_at=to_time(expires_at),
+        )
+
+
+def destination_of(connection: sqlite3.Connection, delivery_id: int) -> str:
+    with reading("the destination"):
+        row: tuple[str] = connection.execute(
+            "SELECT destination FROM deliveries WHERE id = ?", (delivery_id,)
+        ).fetchone()
+        return row[0]
+
+
+def to_attempt(text: str) -> Attempt:
+    return Attempt.model_validate_json(text)
