@@ -3,7 +3,7 @@
 import asyncio
 import os
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime, timedelta
 from email.message import EmailMessage
@@ -153,7 +153,7 @@ class Mailstrom:
             yield
 
     @asynccontextmanager
-    async def _open_for_app(self) -> AsyncIterator[None]:
+    async def _open_for_app(self) -> AsyncGenerator[None]:
         async with self:
             yield
 
@@ -313,7 +313,7 @@ class Mailstrom:
                     await changed.wait()
 
     @asynccontextmanager
-    async def events(self, *types: type[Event]) -> AsyncIterator[AsyncIterator[Event]]:
+    async def events(self, *types: type[Event]) -> AsyncGenerator[AsyncIterator[Event]]:
         """What is recorded from now on, of these types (none: of all), as an async iterator.
 
             async with mailer.events(RecipientFailed) as events:
@@ -329,8 +329,8 @@ class Mailstrom:
     # Intervening.
 
     async def cancel(self, message_id: str) -> MessageStatus:
-        """Fail every recipient that is not final with cause "cancelled". One that is being attempted right now may still
-        be delivered; its result tells. Raises MessageNotFound."""
+        """Fail every recipient that is not final with cause "cancelled". One that is being attempted right now may
+        still be delivered; its result tells. Raises MessageNotFound."""
         self._check_home()
         before = await self.query_status(message_id)
         status = _found(await self._storage.cancel(message_id, self._clock.now()), message_id)

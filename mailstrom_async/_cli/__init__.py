@@ -3,6 +3,7 @@
 import asyncio
 import sys
 from pathlib import Path
+from typing import BinaryIO
 
 import click
 
@@ -61,7 +62,7 @@ def demo(messages: int) -> None:
 @click.option("--nameserver", "nameservers", metavar="IP[:PORT]", multiple=True, help="Default: the system's.")
 @click.option("--allow-network", "networks", metavar="CIDR", multiple=True, help="A private network with exchangers.")
 @click.argument("file", type=click.File("rb"), default="-")
-def send(file: click.utils.LazyFile, database: Path, **options: object) -> None:
+def send(file: BinaryIO, database: Path, **options: object) -> None:
     """Send an RFC 5322 message from FILE or standard input.
 
     Exits with 0 if all recipients have it, with 69 if one failed, and with 75 if one is deferred: it stays queued, and

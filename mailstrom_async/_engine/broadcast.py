@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Generator, Iterable
 from contextlib import contextmanager
 
 from mailstrom_async._events import Event, EventsLost
@@ -61,7 +61,7 @@ class Broadcast:
         self._watchers: dict[str, set[asyncio.Event]] = {}
 
     @contextmanager
-    def subscribe(self, types: tuple[type[Event], ...]) -> Iterator[Subscription]:
+    def subscribe(self, types: tuple[type[Event], ...]) -> Generator[Subscription]:
         subscription = Subscription(types)
         self._subscriptions.add(subscription)
         try:
@@ -71,7 +71,7 @@ class Broadcast:
             subscription.end()
 
     @contextmanager
-    def watch(self, message_id: str) -> Iterator[asyncio.Event]:
+    def watch(self, message_id: str) -> Generator[asyncio.Event]:
         """An event that is set whenever something of the message was recorded; whoever waits clears it."""
         changed = asyncio.Event()
         watchers = self._watchers.setdefault(message_id, set())

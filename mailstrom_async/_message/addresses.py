@@ -131,7 +131,7 @@ _WORDS = frozenset({"atom", "quoted", "literal", "comment"})
 
 
 class _Reader:
-    """Reads the grammar of RFC 5322 section 3.4 from one text. It never looks back, nor recurses into what is nested."""
+    """Reads the grammar of RFC 5322 section 3.4 from one text. It never looks back, nor recurses into nests."""
 
     def __init__(self, place: Place, text: str) -> None:
         check_text(place, text)
@@ -274,7 +274,8 @@ def _mailbox(place: Place, name: str, local: str, domain: str, written: str) -> 
     mailbox = Mailbox(name, local, domain, written)
     if len(local.encode()) > LOCAL_PART_LIMIT or len(mailbox.address.encode()) > ADDRESS_LIMIT:
         raise place.error(
-            f"{place.quote(written)} is too long: at most {LOCAL_PART_LIMIT} octets before the @, {ADDRESS_LIMIT} in all"
+            f"{place.quote(written)} is too long: "
+            f"at most {LOCAL_PART_LIMIT} octets before the @, {ADDRESS_LIMIT} in all"
         )
     return mailbox
 

@@ -20,6 +20,9 @@ TRIES = 3
 
 NODATA, NXDOMAIN, BAD_NAME = 1, 4, 8
 
+# RFC 1035 section 3.2.2, RFC 3596 section 2.1; those of pycares have no types.
+TYPE_A, TYPE_MX, TYPE_AAAA = 1, 15, 28
+
 
 class AiodnsResolver:
     """Looks names up with the given nameservers, or the system's.
@@ -46,14 +49,14 @@ class AiodnsResolver:
             raise ResolverError(f"the DNS resolver can't use {servers}: {error}; set nameservers") from error
 
     async def mx(self, domain: str) -> MXAnswer:
-        records, exists, ttl = await self._query(domain, "MX", pycares.QUERY_TYPE_MX)
+        records, exists, ttl = await self._query(domain, "MX", TYPE_MX)
         exchangers = tuple(MX(data.priority, data.exchange.rstrip(".").lower()) for data in records)  # type: ignore[attr-defined]
         return MXAnswer(exchangers, exists, ttl)
 
     async def addresses(self, host: str) -> AddressAnswer:
         answers = await asyncio.gather(
-            self._query(host, "A", pycares.QUERY_TYPE_A),
-            self._query(host, "AAAA", pycares.QUERY_TYPE_AAAA),
+            self._query(host, "A", TYPE_A),
+            self._query(host, "AAAA", TYPE_AAAA),
             return_exceptions=True,
         )
         found: list[IPAddress] = []

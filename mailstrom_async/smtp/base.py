@@ -6,9 +6,9 @@ from typing import Literal, NamedTuple, Protocol
 
 from mailstrom_async._config import TLSPolicy
 from mailstrom_async._envelope import QueuedMessage
+from mailstrom_async._policy.hosts import IPAddress
 from mailstrom_async._reply import Phase, Reply
 from mailstrom_async._status import TLSFacts
-from mailstrom_async.dns.base import IPAddress
 
 
 @dataclass(frozen=True, slots=True)

@@ -205,9 +205,7 @@ async def test_a_reply_that_does_not_come_in_time(client, extensions, moment, ti
 async def test_a_cancelled_transaction_sends_nothing_more(client, certificates, extensions, moment, tls):
     """Finding 2, row C21: what is buffered is dropped. Only after the dot the outcome is in doubt."""
     gate = Gate()
-    async with SMTPServer(
-        {moment: gate}, extensions=extensions, tls=certificates.server() if tls else None
-    ) as server:
+    async with SMTPServer({moment: gate}, extensions=extensions, tls=certificates.server() if tls else None) as server:
         session = await client.connect(server)
         content = BIG if moment == "body" else LINE
         transaction = asyncio.create_task(session.transact(client.message(content), [A]))

@@ -162,7 +162,9 @@ async def test_nothing_is_sent_if_all_recipients_are_refused(client, extensions,
 @pytest.mark.parametrize("code", [452, 552])
 async def test_too_many_recipients_are_postponed(client, extensions, code):
     """Rows A34 and A35: those taken are served now; the rest may follow in another transaction at once."""
-    async with SMTPServer({"RCPT #2": f"{code} too many", "RCPT #3": f"{code} too many"}, extensions=extensions) as server:
+    async with SMTPServer(
+        {"RCPT #2": f"{code} too many", "RCPT #3": f"{code} too many"}, extensions=extensions
+    ) as server:
         session = await client.connect(server)
         result = await session.transact(client.message(), [A, B, C])
 
@@ -448,7 +450,9 @@ async def test_hostile_text_is_safe_in_every_reply(client, extensions):
     assert all(line.isprintable() for line in session.transcript)
 
 
-@pytest.mark.parametrize("sender", ["", "s@example.org", '"a b"@example.org', "a+b=c'{}|~@example.org", "-a@example.org"])
+@pytest.mark.parametrize(
+    "sender", ["", "s@example.org", '"a b"@example.org', "a+b=c'{}|~@example.org", "-a@example.org"]
+)
 async def test_addresses_go_out_as_they_are(client, extensions, sender):
     """Rows D8: the null sender, quoted local parts and odd characters."""
     recipient = '"x> y\\""@example.test'
