@@ -107,3 +107,8 @@ __all__ = [
     "WorkerStatus",
     "WorkerStatusChanged",
 ]
+
+# Reprs, tracebacks and pickles name what users import, not the room where it lies.
+for _name in __all__:
+    if isinstance(globals()[_name], type):
+        globals()[_name].__module__ = __name__

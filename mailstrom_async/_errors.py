@@ -15,9 +15,13 @@
 A remote server's refusal is never an exception: it is a result in the message's status.
 """
 
+from typing import Self
+
 
 class MailstromError(Exception):
     """The root of all errors of this library."""
+
+    # Those with arguments of their own have a __reduce__, for they may be raised in a worker process and pickled.
 
 
 class InvalidEmail(MailstromError, ValueError):
@@ -33,6 +37,12 @@ class InvalidEmail(MailstromError, ValueError):
         self.field = field
         self.problem = problem
 
+    def __reduce__(self) -> tuple[type[Self], tuple[object, ...]]:
+        return type(self), (
+            self.field,
+            self.problem,
+        )
+
 
 class AlreadyQueued(MailstromError):
     """A message with this Message-ID was accepted before, so this one was not stored again.
@@ -45,6 +55,9 @@ class AlreadyQueued(MailstromError):
         super().__init__(f"a message with the Message-ID {message_id!r} was accepted before; query its status instead")
         self.message_id = message_id
 
+    def __reduce__(self) -> tuple[type[Self], tuple[object, ...]]:
+        return type(self), (self.message_id,)
+
 
 class QueueFull(MailstromError):
     """`Limits.queue_size` messages wait already. Nothing was stored; send again later or raise the limit."""
@@ -56,6 +69,9 @@ class QueueFull(MailstromError):
         )
         self.queue_size = queue_size
 
+    def __reduce__(self) -> tuple[type[Self], tuple[object, ...]]:
+        return type(self), (self.queue_size,)
+
 
 class MessageNotFound(MailstromError, LookupError):
     """No message with this Message-ID was accepted here, or it was purged."""
@@ -64,6 +80,13 @@ class MessageNotFound(MailstromError, LookupError):
         # A foreign id may be anything, of any length: it is quoted and cut before it gets into a log.
         super().__init__(f"no {missing} with the Message-ID {message_id[:200]!r}: never accepted here, or purged")
         self.message_id = message_id
+        self._missing = missing
+
+    def __reduce__(self) -> tuple[type[Self], tuple[object, ...]]:
+        return type(self), (
+            self.message_id,
+            self._missing,
+        )
 
 
 class MailerStateError(MailstromError, RuntimeError):
