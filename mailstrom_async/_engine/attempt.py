@@ -1,6 +1,7 @@
 """One try: a session is opened, a message goes over it, every recipient gets an outcome."""
 
-from collections.abc import Iterable, Sequence
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mailstrom_async._envelope import QueuedMessage
@@ -55,30 +56,21 @@ async def open_session(connector: Connector, targets: Iterable[Target]) -> Sessi
     return unreachable
 
 
-@dataclass(frozen=True, slots=True)
-class Carried:
-    """What became of a message on a session.
-
-    Attributes:
-        outcomes: Of each recipient that was attempted.
-        untouched: Recipients that the server never heard of, because the session had been closed before: they can go
-            over a new one at no risk.
-    """
-
-    outcomes: dict[str, Outcome]
-    untouched: tuple[str, ...] = ()
-
-    @property
-    def unfit_for_host(self) -> tuple[str, ...]:
-        """Recipients that failed because this host can't take such a message (too big, no SMTPUTF8); another might."""
-        return tuple(
-            recipient
-            for recipient, outcome in self.outcomes.items()
-            if outcome.state == "failed" and outcome.cause == "policy"
-        )
+def unfit_for_host(outcomes: Mapping[str, Outcome]) -> tuple[str, ...]:
+    """Recipients that failed because this host can't take such a message (too big, no SMTPUTF8); another might."""
+    return tuple(
+        recipient for recipient, outcome in outcomes.items() if outcome.state == "failed" and outcome.cause == "policy"
+    )
 
 
-async def carry(session: Session, message: QueuedMessage, recipients: Sequence[str], *, at_once: int) -> Carried:
+async def carry(
+    session: Session,
+    message: QueuedMessage,
+    recipients: Sequence[str],
+    *,
+    at_once: int,
+    outcomes: dict[str, Outcome],
+) -> tuple[str, ...]:
     """Send a message over a session, in as many transactions as its recipients need.
 
     Args:
@@ -86,14 +78,24 @@ async def carry(session: Session, message: QueuedMessage, recipients: Sequence[s
         message: The message.
         recipients: Addresses.
         at_once: Recipients in one transaction.
+        outcomes: Filled with the outcome of each recipient as soon as it is known, so that a cancel in a later
+            transaction does not lose what an earlier one delivered.
+
+    Returns:
+        Recipients that the server never heard of, because the session had been closed before: they can go over a new
+        one at no risk.
     """
-    outcomes: dict[str, Outcome] = {}
     waiting = list(recipients)
     while waiting:
         batch, rest = waiting[:at_once], waiting[at_once:]
-        result = await session.transact(message, batch)
+        try:
+            result = await session.transact(message, batch)
+        except asyncio.CancelledError:
+            if session.in_doubt:
+                outcomes.update(dict.fromkeys(batch, _STOPPED_IN_DOUBT))
+            raise
         if result.untouched:
-            return Carried(outcomes, untouched=tuple(waiting))
+            return tuple(waiting)
         for recipient, refusal in result.decided.items():
             outcomes[recipient] = judge(refusal.phase, refusal.reply)
         if result.breakdown is not None:
@@ -107,7 +109,13 @@ async def carry(session: Session, message: QueuedMessage, recipients: Sequence[s
             outcome = _not_reached(result.breakdown)
             outcomes.update((recipient, outcome) for recipient in waiting)
             break
-    return Carried(outcomes)
+    return ()
+
+
+_STOPPED_IN_DOUBT = judge_breakdown(
+    Phase.END_OF_DATA, "outcome_unknown", "we were stopped before the host answered the final dot"
+)
+STOPPED_BEFORE = judge_breakdown(Phase.MAIL, "local", "we were stopped before it was this recipient's turn")
 
 
 def verdict_on(why: Refusal | Breakdown) -> Outcome:

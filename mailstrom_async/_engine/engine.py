@@ -79,7 +79,10 @@ class Engine:
 
     async def stop(self, grace: timedelta | None = None) -> None:
         """Attempt nothing more; let what runs finish for `grace` (None: the configured one), abort the rest, and give
-        every claim back that has no result."""
+        every claim back that has no result.
+
+        Cancelled, nobody gets any more grace, but the end is waited for: the store must stay open until then.
+        """
         if self._life is None:
             return
         life = self._life
@@ -88,10 +91,11 @@ class Engine:
         try:
             await asyncio.shield(life)
         except asyncio.CancelledError:
-            # The caller has no patience left: no grace for anybody, but claims are still given back.
             self._grace = timedelta(0)
             if self._sites is not None and self._sites.on_drained is not None:
                 self._sites.on_drained()
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait([life], timeout=2 * LAST_WORDS.total_seconds())
             raise
         finally:
             if life.done():
@@ -127,8 +131,7 @@ class Engine:
             self._scheduler = None
 
     async def _drain(self, sites: Sites, group: TaskGroup) -> None:
-        self._sites = sites
-        self._withdrawn = sites.withdraw()
+        sites.withdraw()
         drained = asyncio.Event()
         sites.on_drained = drained.set
         if sites.busy:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from mailstrom_async._clock import Clock
 from mailstrom_async._engine.claims import Claims
@@ -64,10 +64,6 @@ class Scheduler:
         self._lines.finished(delivery.destination, well=well)
         self._wake.set()
 
-    def wake(self) -> None:
-        """Something outside changed, such as the health of the store."""
-        self._wake.set()
-
     def stop(self) -> None:
         """Claim nothing more; `run` ends when its step is done. A step is not cut in half, or claims that nobody knows
         of would be left in the store."""
@@ -90,7 +86,14 @@ class Scheduler:
                 await self._recover("failed unexpectedly, see the log")
                 continue
             self._health.report("scheduler", None)
-            await self._clock.wait(self._wake, self._heap.next_due_at if len(self._lines) < READY_CAPACITY else None)
+            await self._clock.wait(self._wake, self._next_look())
+
+    def _next_look(self) -> datetime | None:
+        """When there may be something to do although nobody wakes us; None: never."""
+        if self._health.ails("store"):
+            # What is due stays where it is, so its time must not wake us again and again.
+            return self._clock.now() + PATIENCE
+        return self._heap.next_due_at if len(self._lines) < READY_CAPACITY else None
 
     async def _recover(self, trouble: str) -> None:
         self._health.report("scheduler", trouble)

@@ -3,12 +3,19 @@
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from mailstrom_async._engine.attempt import Carried, Contact, Unreachable, carry, open_session
+from mailstrom_async._engine.attempt import (
+    STOPPED_BEFORE,
+    Contact,
+    Unreachable,
+    carry,
+    open_session,
+    unfit_for_host,
+)
 from mailstrom_async._envelope import Delivery
 from mailstrom_async._policy.hosts import Route
 from mailstrom_async._policy.verdict import judge_breakdown
@@ -22,6 +29,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("mailstrom_async")
 
 SiteKey = Hashable
+
+TURN = 10
+"""Messages that a site's only session carries before it makes room for another site."""
 
 FIRST_SESSIONS = 2
 """Sessions to a site that has not yet shown that it takes mail."""
@@ -62,13 +72,11 @@ class Site:
         if not self._wake_idle(True) and self.wants_session:
             self._sites.want_session(self)
 
-    def withdraw(self) -> list[Delivery]:
-        """Take back what waits; sessions without work end."""
-        withdrawn = [delivery for bundle in self._waiting.values() for delivery in bundle.deliveries]
+    def withdraw(self) -> None:
+        """Forget what waits; sessions without work end."""
         self._waiting.clear()
         while self._wake_idle(False):
             pass
-        return withdrawn
 
     @property
     def wants_session(self) -> bool:
@@ -103,7 +111,7 @@ class Site:
                         return
                 if (bundle := self._take()) is not None:
                     session = await self._carry(session, bundle)
-                if session is not None and self._sites.crowded and self._sessions > 1:
+                if session is not None and self._sites.crowded and self._had_its_turn(session):
                     return
         except Exception:
             # One session's fault is not the others': its deliveries are settled in _carry, the site goes on.
@@ -116,10 +124,17 @@ class Site:
             if self.wants_session:
                 self._sites.want_session(self)
 
+    def _had_its_turn(self, session: Session) -> bool:
+        """Whether a connection should go to a site that waits for one. A site's only session carries a few messages
+        first: opening it is the dear part."""
+        return self._sessions > 1 or session.transactions >= TURN
+
     def _take(self) -> Bundle | None:
         return self._waiting.popitem(last=False)[1] if self._waiting else None
 
     def _put_back(self, bundle: Bundle) -> None:
+        if self._sites.closed:
+            return  # not attempted: its claims are given back
         key = bundle.deliveries[0].message.key
         if key in self._waiting:
             bundle.deliveries.extend(self._waiting[key].deliveries)
@@ -138,6 +153,8 @@ class Site:
         return False
 
     async def _idle_until_work(self) -> bool:
+        if self._sites.closed:
+            return False
         waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._idle.append(waiter)
         try:
@@ -189,77 +206,78 @@ class Site:
         """Carry a bundle over a session; returns the session if it can be used further."""
         started_at = self._sites.settlement.now()
         fresh = session.transactions == 0
+        outcomes: dict[str, Outcome] = {}
+        untouched: tuple[str, ...] = ()
         self._carrying += 1
         try:
-            carried = await self._attempt(session, bundle)
+            untouched = await self._attempt(session, bundle, outcomes)
         except asyncio.CancelledError:
             session.abort()
             self._connected -= 1
-            self._interrupted(session, bundle, started_at)
+            self._interrupted(session, bundle, outcomes, started_at)
             raise
         except Exception as error:
             logger.exception("%r failed unexpectedly", bundle.deliveries)
             session.abort()
-            outcome = judge_breakdown(Phase.DATA, "local", f"a fault in this library: {error!r}")
-            carried = Carried(dict.fromkeys(bundle.recipients, outcome))
+            fault = judge_breakdown(Phase.DATA, "local", f"a fault in this library: {error!r}")
+            outcomes = {**dict.fromkeys(bundle.recipients, fault), **outcomes}
         finally:
             self._carrying -= 1
-        if carried.untouched:
-            self._requeue_untouched(bundle, carried, fresh=fresh, session=session, started_at=started_at)
+        if untouched and not fresh and not outcomes:
+            self._put_back(bundle)
         else:
-            self._settle(bundle, carried.outcomes, started_at, session)
-            if any(outcome.state == "delivered" for outcome in carried.outcomes.values()):
-                self._allowed = min(self._allowed + 1, self._sites.config.limits.connections_per_host)
-                if self.wants_session:
-                    self._sites.want_session(self)
+            # Closed by a host that we just greeted, or half-way through: that is an attempt, or we would spin.
+            closed = judge_breakdown(Phase.MAIL, "network", f"{session.target.host} closed the connection before MAIL")
+            self._settle(bundle, {**dict.fromkeys(untouched, closed), **outcomes}, started_at, session)
+            self._learn(outcomes)
         if session.usable:
             return session
         session.abort()
         self._connected -= 1
         return None
 
-    async def _attempt(self, session: Session, bundle: Bundle) -> Carried:
+    def _learn(self, outcomes: Mapping[str, Outcome]) -> None:
+        """The site takes mail: it may have a session more."""
+        if any(outcome.state == "delivered" for outcome in outcomes.values()):
+            self._allowed = min(self._allowed + 1, self._sites.config.limits.connections_per_host)
+            if self.wants_session:
+                self._sites.want_session(self)
+
+    async def _attempt(self, session: Session, bundle: Bundle, outcomes: dict[str, Outcome]) -> tuple[str, ...]:
+        """Fill in the outcomes; returns the recipients that the server never heard of."""
         message = bundle.deliveries[0].message
         at_once = self._sites.config.limits.recipients_per_transaction
-        carried = await carry(session, message, bundle.recipients, at_once=at_once)
-        if not carried.unfit_for_host:
-            return carried
+        untouched = await carry(session, message, bundle.recipients, at_once=at_once, outcomes=outcomes)
+        unfit = unfit_for_host(outcomes)
+        if not unfit:
+            return untouched
         # Too big for this host, or it can't SMTPUTF8: another host of the route may differ (rows A51, A54).
         others = [target for target in self._sites.router.targets(bundle.route) if target.host != session.target.host]
         if others and not isinstance(other := await open_session(self._sites.connector, others), Unreachable):
             try:
-                again = await carry(other, message, carried.unfit_for_host, at_once=at_once)
-                carried.outcomes.update(again.outcomes)
+                await carry(other, message, unfit, at_once=at_once, outcomes=outcomes)
                 await other.quit()
             finally:
                 other.abort()
-        return carried
-
-    def _requeue_untouched(
-        self, bundle: Bundle, carried: Carried, *, fresh: bool, session: Session, started_at: datetime
-    ) -> None:
-        if fresh or carried.outcomes:
-            # Closed by a host that we just greeted, or half-way through: that is an attempt, or we would spin.
-            closed = judge_breakdown(Phase.MAIL, "network", f"{session.target.host} closed the connection before MAIL")
-            outcomes = {**dict.fromkeys(carried.untouched, closed), **carried.outcomes}
-            self._settle(bundle, outcomes, started_at, session)
-        else:
-            self._put_back(bundle)
+        return untouched
 
     def _settle(self, bundle: Bundle, outcomes: dict[str, Outcome], started_at: datetime, session: Session) -> None:
         contact = contact_of(session)
         for delivery in bundle.deliveries:
             self._sites.settlement.settle(delivery, outcomes, started_at=started_at, contact=contact)
 
-    def _interrupted(self, session: Session, bundle: Bundle, started_at: datetime) -> None:
-        """We were stopped in the middle: what may have been taken is in doubt, the rest was never attempted."""
-        if not session.in_doubt:
-            self._sites.interrupted.extend(bundle.deliveries)
-            return
-        outcome = judge_breakdown(
-            Phase.END_OF_DATA, "outcome_unknown", "we were stopped before the host answered the final dot"
-        )
-        self._settle(bundle, dict.fromkeys(bundle.recipients, outcome), started_at, session)
+    def _interrupted(
+        self, session: Session, bundle: Bundle, outcomes: dict[str, Outcome], started_at: datetime
+    ) -> None:
+        """We were stopped in the middle. What was decided, or is in doubt, is recorded; a delivery of which nothing is
+        known was not attempted, and its claim is given back with the others."""
+        begun = [
+            delivery
+            for delivery in bundle.deliveries
+            if any(recipient.address in outcomes for recipient in delivery.recipients)
+        ]
+        whole = {**dict.fromkeys(bundle.recipients, STOPPED_BEFORE), **outcomes}
+        self._settle(Bundle(bundle.route, begun), whole, started_at, session)
 
 
 def contact_of(session: Session) -> Contact:

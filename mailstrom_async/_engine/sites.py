@@ -46,8 +46,7 @@ class Sites:
         self._wanting: OrderedDict[SiteKey, None] = OrderedDict()
         self._sessions = 0
         self._routing: dict[str, list[Delivery]] = {}
-        self._closed = False
-        self.interrupted: list[Delivery] = []
+        self.closed = False
         self.on_drained: Callable[[], None] | None = None
 
     def assign(self, deliveries: Sequence[Delivery]) -> None:
@@ -63,14 +62,12 @@ class Sites:
                 self._routing[delivery.destination] = [delivery]
                 self._group.start_soon(self._find_route, delivery.destination)
 
-    def withdraw(self) -> list[Delivery]:
-        """Take back what waits and was not attempted; nothing more is begun."""
-        self._closed = True
-        withdrawn = [delivery for waiting in self._routing.values() for delivery in waiting]
+    def withdraw(self) -> None:
+        """Forget what waits and was not attempted, its claims are given back; nothing more is begun."""
+        self.closed = True
         self._routing.clear()
         for site in list(self._sites.values()):
-            withdrawn.extend(site.withdraw())
-        return withdrawn
+            site.withdraw()
 
     @property
     def busy(self) -> bool:
@@ -100,7 +97,7 @@ class Sites:
         self._serve()
 
     def _serve(self) -> None:
-        while self._wanting and not self._closed:
+        while self._wanting and not self.closed:
             if self._sessions >= self.config.limits.connections:
                 any(site.dismiss_idle() for site in self._sites.values())
                 return
