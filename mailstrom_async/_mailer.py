@@ -30,6 +30,8 @@ from mailstrom_async.storage.base import Acceptance, Storage
 LARGE = 256 * 1024
 """Bytes from which on composing is left to a thread: it would hold the event loop up."""
 PURGE_EVERY = timedelta(hours=1)
+LOOK_EVERY = timedelta(seconds=1)
+"""How often `wait` reads the status in a store where another process may have recorded it."""
 
 AnyEmail = Email | EmailMessage | bytes
 
@@ -93,6 +95,7 @@ class Mailstrom:
         try:
             await self._storage.open(self._clock.now())
             try:
+                self._storage.watch(self._changed_elsewhere)
                 await self._resolver.open()
             except BaseException:
                 await self._storage.aclose()
@@ -124,6 +127,10 @@ class Mailstrom:
             await self._stop_engine(grace)
         finally:
             await self._close_everything()
+
+    def _changed_elsewhere(self) -> None:
+        if self._engine is not None:
+            self._engine.look()
 
     async def _close_everything(self) -> None:
         if self._purging is not None:
@@ -310,7 +317,7 @@ class Mailstrom:
                     status = await self.query_status(message_id)
                     if status.completed or (until == "attempted" and status.attempted):
                         return status
-                    await changed.wait()
+                    await self._clock.wait(changed, self._clock.now() + LOOK_EVERY if self._storage.shared else None)
 
     @asynccontextmanager
     async def events(self, *types: type[Event]) -> AsyncGenerator[AsyncIterator[Event]]:

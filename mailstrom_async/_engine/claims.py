@@ -27,6 +27,9 @@ class Claims:
     def __len__(self) -> int:
         return len(self._held)
 
+    def __contains__(self, delivery_id: int) -> bool:
+        return delivery_id in self._held
+
     @property
     def bytes_free(self) -> int:
         return self._bytes_free

@@ -106,6 +106,11 @@ class Engine:
         if self._scheduler is not None:
             self._scheduler.push(entries)
 
+    def look(self) -> None:
+        """Somebody else has changed the store: deliveries may be due sooner than we know."""
+        if self._scheduler is not None:
+            self._scheduler.look()
+
     async def _live(self) -> None:
         async with anyio.create_task_group() as outer:
             outer.start_soon(self._claims.keep_leases)

@@ -22,12 +22,17 @@ CLAIMED_AT_MOST = 1_000
 CLAIM_BATCH = 100
 PATIENCE = timedelta(seconds=1)
 """Between two tries to read a store that does not answer."""
+LOOK_EVERY = timedelta(seconds=5)
+"""How often a shared store is read without a call: the safety net for calls that got lost."""
+LOOKED_AT = 1_000
+"""Deliveries read in such a look. What others make due is due soon, and so among the nearest."""
 
 
 class Scheduler:
     """What is due moves from the store's index over the delay heap and the ready lines into claims.
 
-    It is told what is queued, recorded or released, and so never polls while it knows what is due next.
+    It is told what is queued, recorded or released, and so never polls while it knows what is due next. Only of a store
+    that other processes share it learns by looking: when it is called to, and every few seconds.
     """
 
     def __init__(
@@ -48,6 +53,8 @@ class Scheduler:
         self._wake = asyncio.Event()
         self._stopping = False
         self._refill_wanted = True
+        self._look_wanted = False
+        self._look_at = clock.now() + LOOK_EVERY if storage.shared else None
         self._pushed_while_refilling: set[int] | None = None
 
     def push(self, entries: Iterable[Due]) -> None:
@@ -62,6 +69,11 @@ class Scheduler:
         """A claim is over; `well` as in `ReadyLines.finished`."""
         self._claims.end(delivery)
         self._lines.finished(delivery.destination, well=well)
+        self._wake.set()
+
+    def look(self) -> None:
+        """Somebody else has changed the store: see what is due now."""
+        self._look_wanted = True
         self._wake.set()
 
     def stop(self) -> None:
@@ -86,14 +98,15 @@ class Scheduler:
                 await self._recover("failed unexpectedly, see the log")
                 continue
             self._health.report("scheduler", None)
-            await self._clock.wait(self._wake, self._next_look())
+            await self._clock.wait(self._wake, self._next_round_at())
 
-    def _next_look(self) -> datetime | None:
+    def _next_round_at(self) -> datetime | None:
         """When there may be something to do although nobody wakes us; None: never."""
         if self._health.ails("store"):
             # What is due stays where it is, so its time must not wake us again and again.
             return self._clock.now() + PATIENCE
-        return self._heap.next_due_at if len(self._lines) < READY_CAPACITY else None
+        due_at = self._heap.next_due_at if len(self._lines) < READY_CAPACITY else None
+        return min((at for at in (due_at, self._look_at) if at is not None), default=None)
 
     async def _recover(self, trouble: str) -> None:
         self._health.report("scheduler", trouble)
@@ -105,9 +118,14 @@ class Scheduler:
         """One step. Whether there may be more to do at once."""
         if self._stopping or self._health.ails("store"):
             return False
+        now = self._clock.now()
         if self._lines.take_left_out() or self._heap.wants_refill or self._refill_wanted:
-            await self._refill()
-        self._lines.add(self._heap.pop_due(self._clock.now(), max(0, READY_CAPACITY - len(self._lines))))
+            await self._refill(HEAP_CAPACITY)
+        elif self._look_wanted or (self._look_at is not None and now >= self._look_at):
+            await self._refill(LOOKED_AT)
+        due = self._heap.pop_due(self._clock.now(), max(0, READY_CAPACITY - len(self._lines)))
+        # What a shared store named while it was somebody else's may be ours by now, and must not be claimed twice.
+        self._lines.add(entry for entry in due if entry.delivery_id not in self._claims)
         entries = self._lines.take(min(CLAIM_BATCH, CLAIMED_AT_MOST - len(self._claims)), self._claims.bytes_free)
         if not entries and not self._claims and (alone := self._lines.first()) is not None:
             entries = [alone]
@@ -127,19 +145,27 @@ class Scheduler:
             self._dispatch(deliveries)
         return True
 
-    async def _refill(self) -> None:
-        # What waits in the lines is unclaimed as well, so the store names it again: ask for so many more.
-        limit = HEAP_CAPACITY + len(self._lines)
+    async def _refill(self, count: int) -> None:
+        # What waits in the lines is unclaimed as well, so the store names it again: ask for so many more. A shared one
+        # names what we have claimed, too.
+        limit = count + len(self._lines) + (len(self._claims) if self._storage.shared else 0)
         full = self._lines.full()
+        self._look_wanted = False
         self._pushed_while_refilling = set()
         self._heap.begin_refill()
         try:
             entries = await self._storage.upcoming(limit, excluding=full)
             self._refill_wanted = False
+            if self._storage.shared:
+                self._look_at = self._clock.now() + LOOK_EVERY
             # What was pushed meanwhile is newer than what the store read.
             stale = self._pushed_while_refilling
             fresh = [
-                entry for entry in entries if entry.delivery_id not in stale and entry.delivery_id not in self._lines
+                entry
+                for entry in entries
+                if entry.delivery_id not in stale
+                and entry.delivery_id not in self._lines
+                and entry.delivery_id not in self._claims
             ]
             self._heap.refill(fresh, complete=len(entries) < limit)
         finally:

@@ -83,8 +83,9 @@ class DelayHeap:
 
     @property
     def wants_refill(self) -> bool:
-        """All that is here is used up, and the store has more."""
-        return self.horizon is not None and not self._current
+        """All that is here up to the horizon is used up, and the store has more."""
+        next_due_at = self.next_due_at
+        return self.horizon is not None and (next_due_at is None or next_due_at > self.horizon)
 
     def _peek(self) -> Due | None:
         while self._heap:

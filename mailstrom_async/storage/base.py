@@ -9,7 +9,7 @@ store, so a restart neither forgets nor hurries.
      └───release──────┘   given back unattempted; also what becomes of a claim whose lease ended
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -75,11 +75,30 @@ class Storage(Protocol):
     to the microsecond. One instance belongs to one event loop at a time; it can be opened again after it was closed.
     """
 
+    @property
+    def shared(self) -> bool:
+        """Other processes may have the same queue open: they accept, claim and record in it at any time.
+
+        With a shared store the mailer looks for itself every few seconds, besides what `watch` tells it.
+        """
+        ...
+
+    def watch(self, wake: Callable[[], None]) -> None:
+        """Call `wake` whenever deliveries may be due sooner than the mailer knows, by somebody else's doing.
+
+        That is, when another process has accepted, released, recorded as deferred or hastened a delivery. Called once
+        after each `open`, and in force until `aclose`. `wake` runs on the event loop of `open`, as often as it likes,
+        but a few times a second are enough: each costs a look at the store. It may be missed: the mailer looks by
+        itself, only later. A store that is not shared never calls it.
+        """
+        ...
+
     async def open(self, now: datetime) -> None:
         """Make the store ready; create or migrate it where needed.
 
         Claims that an earlier life of the owner left are over: their deliveries are due `now`, and an attempt with the
-        outcome "outcome_unknown" is noted for them, because nobody knows how far it came.
+        outcome "outcome_unknown" is noted for them, because nobody knows how far it came. In a shared store claims may
+        belong to somebody who lives: there they are over when their lease is, and `claim` notes the attempt.
 
         Raises:
             StorageInUse: Another process has it open and this store serves only one.
@@ -103,7 +122,10 @@ class Storage(Protocol):
 
     async def upcoming(self, limit: int, *, excluding: Collection[str] = ()) -> list[Due]:
         """The nearest unclaimed deliveries by due time, whether due or not, at most `limit`; none at the destinations
-        `excluding`. Must not scan what it does not return, whatever the length of the queue."""
+        `excluding`. Must not scan what it does not return, whatever the length of the queue.
+
+        A shared store names claimed ones as well, due at the end of their lease: if it is not renewed until then, its
+        owner is gone, and anybody may claim them."""
         ...
 
     async def claim(

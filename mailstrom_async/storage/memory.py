@@ -2,7 +2,7 @@
 
 import heapq
 from bisect import bisect_left, insort
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import count, islice
@@ -95,6 +95,13 @@ class MemoryStorage:
 
     def __repr__(self) -> str:
         return f"<MemoryStorage [{len(self._messages)} messages, {self._unfinished} unfinished]>"
+
+    @property
+    def shared(self) -> bool:
+        return False
+
+    def watch(self, wake: Callable[[], None]) -> None:
+        """Nobody else can change what is here."""
 
     async def open(self, now: datetime) -> None:
         if self._is_open:

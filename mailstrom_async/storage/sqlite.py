@@ -5,7 +5,7 @@ import logging
 import os
 import sqlite3
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack, closing, suppress
 from datetime import datetime
 from pathlib import Path
@@ -49,6 +49,13 @@ class SQLiteStorage:
 
     def __repr__(self) -> str:
         return f"<SQLiteStorage {str(self._path)!r} [{'open' if self._opened else 'closed'}]>"
+
+    @property
+    def shared(self) -> bool:
+        return False
+
+    def watch(self, wake: Callable[[], None]) -> None:
+        """Nobody else has the file open."""
 
     async def open(self, now: datetime) -> None:
         if self._opened is not None and self._opened.process == os.getpid():
