@@ -96,7 +96,9 @@ async def test_what_a_dead_process_had_claimed_is_claimed_at_the_end_of_its_leas
     clock, storage = ManualClock(), SharedStorage()
     await storage.open(clock.now())
     dues = await storage.enqueue([accepted("one@example.org", clock.now())])
-    await storage.claim([due.delivery_id for due in dues], owner="dead", now=clock.now(), lease_until=clock.now() + LEASE)
+    await storage.claim(
+        [due.delivery_id for due in dues], owner="dead", now=clock.now(), lease_until=clock.now() + LEASE
+    )
     async with running(storage, clock, "we") as life:
         clock.advance(LEASE)
         delivery = await life.dispatched.get()
