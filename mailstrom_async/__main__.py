@@ -6,12 +6,12 @@ import sys
 def main() -> None:
     """Run the command line; says what to install if its libraries are missing."""
     try:
-        from mailstrom_async._cli import cli
+        from mailstrom_async._cli import run
     except ModuleNotFoundError as error:
-        if error.name not in ("click", "rich", "trustme"):
+        if error.name not in ("click", "rich"):
             raise
-        sys.exit(f"the command line needs {error.name}: install mailstrom-async[cli]")
-    cli(prog_name="mailstrom-async")
+        sys.exit(f"the command line needs {error.name}: pip install 'mailstrom-async[cli]'")
+    run()
 
 
 if __name__ == "__main__":

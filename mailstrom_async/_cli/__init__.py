@@ -3,7 +3,7 @@
 import asyncio
 import sys
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn, Unpack
 
 import click
 
@@ -12,27 +12,41 @@ from mailstrom_async._cli import demo as demo_command
 from mailstrom_async._cli import look
 from mailstrom_async._cli import send as send_command
 
+PROGRAM = "mailstrom-async"
+INTERRUPTED = 130
+
 DATABASE = click.option(
     "--db",
     "database",
     type=click.Path(dir_okay=False, path_type=Path),
     default=Path("mailstrom.db"),
+    metavar="FILE",
     show_default=True,
     help="The SQLite file with the queue.",
 )
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object for each message, one to a line.")
 
 
-class _Command(click.Group):
-    """A group whose commands end with one line on an error of ours, rather than a traceback."""
+def run() -> NoReturn:
+    """Run the command that the arguments ask for. Whatever goes wrong is told in one line."""
+    try:
+        status = cli.main(prog_name=PROGRAM, standalone_mode=False)
+    except click.ClickException as error:
+        context = error.ctx if isinstance(error, click.UsageError) else None
+        where = context.command_path if context else PROGRAM
+        remedy = f" (see {where} --help)" if context else ""
+        click.echo(f"{where}: {error.format_message().rstrip('.')}{remedy}", err=True)
+        sys.exit(error.exit_code)
+    except MailstromError as error:
+        click.echo(f"{PROGRAM}: {error}", err=True)
+        sys.exit(1)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo(f"{PROGRAM}: interrupted", err=True)
+        sys.exit(INTERRUPTED)
+    sys.exit(status)
 
-    def invoke(self, ctx: click.Context) -> object:
-        try:
-            return super().invoke(ctx)
-        except MailstromError as error:
-            raise click.ClickException(str(error)) from error
 
-
-@click.group(cls=_Command)
+@click.group(no_args_is_help=False)
 @click.version_option(__version__)
 def cli() -> None:
     """Send mail that is safe on disk, and see what became of it."""
@@ -40,9 +54,9 @@ def cli() -> None:
 
 @cli.command()
 @click.option("--messages", type=click.IntRange(1, 10_000), default=36, show_default=True, help="How many mails.")
-def demo(messages: int) -> None:
+def demo(messages: int) -> int:
     """Deliver to scripted mail exchangers on this machine, and watch."""
-    sys.exit(asyncio.run(demo_command.run(messages)))
+    return asyncio.run(demo_command.run(messages))
 
 
 @cli.command()
@@ -55,6 +69,8 @@ def demo(messages: int) -> None:
     show_default=True,
     help="How the relay is spoken to.",
 )
+@click.option("--user", metavar="NAME", help=f"Log in at the relay; the password is in ${send_command.PASSWORD}.")
+@click.option("--ca-file", type=click.Path(path_type=Path), help="Trusted certificate authorities; default: system's.")
 @click.option("--helo", metavar="NAME", help="The name of this host; default: what the system says.")
 @click.option("--from", "sender", metavar="ADDR", help="The reverse-path; default: the Sender or From of the message.")
 @click.option("--to", "recipients", metavar="ADDR", multiple=True, help="A recipient; default: To, Cc and Bcc.")
@@ -62,26 +78,28 @@ def demo(messages: int) -> None:
 @click.option("--nameserver", "nameservers", metavar="IP[:PORT]", multiple=True, help="Default: the system's.")
 @click.option("--allow-network", "networks", metavar="CIDR", multiple=True, help="A private network with exchangers.")
 @click.argument("file", type=click.File("rb"), default="-")
-def send(file: BinaryIO, database: Path, **options: object) -> None:
+def send(file: BinaryIO, database: Path, **options: Unpack[send_command.Options]) -> int:
     """Send an RFC 5322 message from FILE or standard input.
 
     Exits with 0 if all recipients have it, with 69 if one failed, and with 75 if one is deferred: it stays queued, and
-    the next `send` with the same database goes on with it.
+    the next `send` with the same database goes on with it. Anything else means that nothing was queued.
     """
-    content = file.read()
-    sys.exit(asyncio.run(send_command.run(content, database, send_command.Options(**options))))  # type: ignore[arg-type]
+    return asyncio.run(send_command.run(file.read(), database, options))
 
 
 @cli.command()
 @DATABASE
-def queue(database: Path) -> None:
-    """List what is not yet completed."""
-    asyncio.run(look.queue(database))
+@click.option("--limit", type=click.IntRange(1), default=1000, show_default=True, help="At most so many messages.")
+@AS_JSON
+def queue(database: Path, limit: int, as_json: bool) -> None:
+    """List the messages that are not yet completed, the oldest first."""
+    asyncio.run(look.queue(database, limit, as_json=as_json))
 
 
 @cli.command()
 @DATABASE
+@AS_JSON
 @click.argument("message_id")
-def status(database: Path, message_id: str) -> None:
+def status(database: Path, message_id: str, as_json: bool) -> None:
     """Tell what became of the message MESSAGE_ID, attempt by attempt."""
-    asyncio.run(look.status(database, message_id.strip("<>")))
+    asyncio.run(look.status(database, message_id.strip("<>"), as_json=as_json))

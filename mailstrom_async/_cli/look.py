@@ -6,7 +6,7 @@ import click
 from rich.console import Console
 
 from mailstrom_async import Attempt, Config, Mailstrom, SQLiteStorage
-from mailstrom_async._cli.table import recipients_table, summary
+from mailstrom_async._cli.show import console, recipients_table, summary
 
 
 def mailer(database: Path) -> Mailstrom:
@@ -16,39 +16,50 @@ def mailer(database: Path) -> Mailstrom:
     return Mailstrom(Config(helo_name="localhost"), SQLiteStorage(database), deliver=False)
 
 
-async def queue(database: Path) -> None:
-    """Show every message that is incomplete."""
-    console = Console()
+async def queue(database: Path, limit: int, *, as_json: bool) -> None:
+    """Show the incomplete messages."""
+    output = console()
     async with mailer(database) as asked:
-        statuses = await asked.query_recent(limit=1000)
-        if not statuses:
-            console.print("The queue is empty.")
-            return
+        statuses = await asked.query_recent(limit=limit)
+    if as_json:
         for status in statuses:
-            title = f"{status.message_id}  queued {status.queued_at:%Y-%m-%d %H:%M:%S %Z}"
-            console.print(recipients_table([status], title=title))
-        console.print(summary(statuses))
+            click.echo(status.model_dump_json())
+        return
+    if not statuses:
+        output.print("The queue is empty.")
+        return
+    for status in statuses:
+        title = f"{status.message_id}, queued {status.queued_at:%Y-%m-%d %H:%M:%S %Z}"
+        output.print(recipients_table([status], title=title))
+    output.print(f"{len(statuses)} messages, recipients: {summary(statuses)}")
+    if len(statuses) == limit:
+        output.print("There may be more: raise --limit.")
 
 
-async def status(database: Path, message_id: str) -> None:
+async def status(database: Path, message_id: str, *, as_json: bool) -> None:
     """Show one message and its attempts."""
-    console = Console()
     async with mailer(database) as asked:
         found = await asked.query_status(message_id)
-        console.print(recipients_table([found], title=f"queued {found.queued_at:%Y-%m-%d %H:%M:%S %Z}"))
-        for number, attempt in enumerate(await asked.query_attempts(message_id), 1):
-            _print_attempt(console, number, attempt)
+        attempts = await asked.query_attempts(message_id)
+    if as_json:
+        click.echo(found.model_dump_json())
+        return
+    output = console()
+    output.print(recipients_table([found], title=f"queued {found.queued_at:%Y-%m-%d %H:%M:%S %Z}"))
+    for number, attempt in enumerate(attempts, 1):
+        _print_attempt(output, number, attempt)
 
 
-def _print_attempt(console: Console, number: int, attempt: Attempt) -> None:
-    tls = attempt.tls.version or "plaintext"
-    where = f"{attempt.host} [{attempt.address}], {tls}" if attempt.host else "no host"
-    console.print(
-        f"\nAttempt {number}, {attempt.started_at:%Y-%m-%d %H:%M:%S %Z}, to {attempt.destination} by {where}, "
+def _print_attempt(output: Console, number: int, attempt: Attempt) -> None:
+    where = (
+        f"at {attempt.host} [{attempt.address}], {attempt.tls.version or 'plaintext'}" if attempt.host else "no host"
+    )
+    output.print(
+        f"\nAttempt {number}, {attempt.started_at:%Y-%m-%d %H:%M:%S %Z}, for {attempt.destination} {where}, "
         f"{attempt.duration.total_seconds():.3f} s",
-        markup=False,
+        soft_wrap=True,
     )
     for recipient, outcome in attempt.outcome.items():
-        console.print(f"  {recipient}: {outcome.state} {outcome.enhanced} {outcome.reason}", markup=False)
+        output.print(f"  {recipient}: {outcome.state} {outcome.enhanced} {outcome.reason}", soft_wrap=True)
     for line in attempt.transcript:
-        console.print(f"    {line}", markup=False)
+        output.print(f"    {line}", soft_wrap=True)
