@@ -276,14 +276,22 @@ class Connection(asyncio.Protocol):
     async def _shake_hands(self, context: ssl.SSLContext, done: Callable[[ssl.SSLObject], None]) -> None:
         note_requested_names(context)
         plain = self.transport
+        loop = asyncio.get_running_loop()
+        # With implicit TLS the client's hello may be here already: uvloop begins to read right after `connection_made`.
+        early = bytes(self.buffer)
+        self.buffer.clear()
+        if early:
+            # Two rounds of the loop from now: `start_tls` takes one to connect its protocol.
+            loop.call_soon(loop.call_soon, _pass_on, early, plain)
         try:
-            secure = await asyncio.get_running_loop().start_tls(plain, self, context, server_side=True)
+            secure = await loop.start_tls(plain, self, context, server_side=True)
         except (OSError, EOFError) as failure:  # ssl.SSLError is an OSError
             self.tls_failed(failure)
             plain.abort()
             self.connection_lost(None)
             return
-        if secure is None:
+        if secure is None or secure.get_extra_info("ssl_object") is None:
+            # uvloop's way to say that the connection was lost meanwhile.
             plain.abort()
             self.connection_lost(None)
             return
@@ -294,6 +302,14 @@ class Connection(asyncio.Protocol):
     @abstractmethod
     def tls_failed(self, failure: Exception) -> None:
         """A handshake failed."""
+
+
+def _pass_on(content: bytes, transport: asyncio.Transport) -> None:
+    """Give bytes that were read too early to the protocol that the transport has now."""
+    protocol = cast(asyncio.BufferedProtocol, transport.get_protocol())
+    if not transport.is_closing():
+        memoryview(protocol.get_buffer(len(content)))[: len(content)] = content
+        protocol.buffer_updated(len(content))
 
 
 def requested_name(connection: ssl.SSLObject) -> str | None:

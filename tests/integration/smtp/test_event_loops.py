@@ -114,3 +114,27 @@ async def test_a_closed_session_is_not_usable(client, protection):
         result = await session.transact(client.message(), [A])
 
         assert result.untouched
+
+
+async def test_tls_from_the_first_byte_on_may_begin_late(client, certificates):
+    """What the client sent while the server was busy is not lost."""
+    gate = Gate()
+    async with SMTPServer({"connect": gate}, tls=certificates.server(), implicit_tls=True) as server:
+        connecting = asyncio.create_task(client.connect(server, "verify", implicit_tls=True))
+        await gate.reached()
+        gate.open()
+        session = await connecting
+
+        assert session.tls.verified
+
+
+async def test_a_server_ends_in_the_middle_of_a_handshake(raw_server, certificates):
+    """The scripted server's own end does not wait for a client that never finishes its handshake."""
+    async with asyncio.timeout(5):
+        async with SMTPServer(tls=certificates.server(), implicit_tls=True) as server:
+            reader, writer = await asyncio.open_connection(server.host, server.port)
+            while not server.connections:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+
+        assert await reader.read() == b""
+        writer.close()
