@@ -357,7 +357,7 @@ class Mailstrom:
         self._check_home()
         dues = _found(await self._storage.hasten(message_id, self._clock.now()), message_id)
         if self._engine is not None:
-            self._engine.queued(dues)
+            self._engine.hastened(dues)
 
     async def purge(self, completed_before: datetime) -> int:
         """Forget messages that were completed before this time (aware); how many. Never an incomplete one."""

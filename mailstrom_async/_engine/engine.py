@@ -67,6 +67,7 @@ class Engine:
         )
         self._scheduler: Scheduler | None = None
         self._sites: Sites | None = None
+        self._group: TaskGroup | None = None
         self._stop_asked: asyncio.Event = asyncio.Event()
         self._grace = config.shutdown_grace
         self._life: asyncio.Task[None] | None = None
@@ -111,6 +112,12 @@ class Engine:
         if self._scheduler is not None:
             self._scheduler.look()
 
+    def hastened(self, entries: Iterable[Due]) -> None:
+        """Deliveries are due now because somebody asked for it, who wants to see attempts."""
+        if self._sites is not None:
+            self._sites.resume()
+        self.queued(entries)
+
     async def _live(self) -> None:
         async with anyio.create_task_group() as outer:
             outer.start_soon(self._claims.keep_leases)
@@ -125,6 +132,7 @@ class Engine:
 
     async def _deliver_until_stopped(self) -> None:
         async with anyio.create_task_group() as group:
+            self._group = group
             self._sites = Sites(self._config, self._router, self._connector, self._settlement, self._health, group)
             self._scheduler = Scheduler(self._storage, self._clock, self._claims, self._health, self._dispatch)
             scheduled = anyio.Event()
@@ -134,6 +142,7 @@ class Engine:
             await scheduled.wait()
             await self._drain(self._sites, group)
             self._scheduler = None
+        self._group = None
 
     async def _drain(self, sites: Sites, group: TaskGroup) -> None:
         sites.withdraw()
@@ -161,14 +170,20 @@ class Engine:
 
     def _dispatch(self, deliveries: Sequence[Delivery]) -> None:
         now = self._clock.now()
-        alive: list[Delivery] = []
-        for delivery in deliveries:
-            if has_expired(delivery, now):
-                self._settlement.expire(delivery)
-            else:
-                alive.append(delivery)
+        expired = [delivery for delivery in deliveries if has_expired(delivery, now)]
+        if expired and self._group is not None:
+            self._group.start_soon(self._expire, expired)
         if self._sites is not None:
-            self._sites.assign(alive)
+            self._sites.assign([delivery for delivery in deliveries if not has_expired(delivery, now)])
+
+    async def _expire(self, deliveries: Sequence[Delivery]) -> None:
+        """Fail what waited to its end, with what was said last: a claim does not bring that."""
+        for delivery in deliveries:
+            try:
+                status = await self._storage.status(delivery.message.message_id)
+            except StorageError:
+                status = None
+            self._settlement.expire(delivery, status)
 
     def _recorded(self, record: Record, recorded: Recorded) -> None:
         delivery = record.delivery

@@ -11,7 +11,7 @@ from mailstrom_async._engine.attempt import Contact
 from mailstrom_async._envelope import Delivery
 from mailstrom_async._queue.recipient import Circumstances, RecipientResult, expired, settle
 from mailstrom_async._queue.retry import next_due
-from mailstrom_async._status import Attempt, Outcome
+from mailstrom_async._status import Attempt, Deferred, MessageStatus, Outcome
 from mailstrom_async.storage.base import Record
 
 logger = logging.getLogger("mailstrom_async")
@@ -84,11 +84,18 @@ class Settlement:
             contact=contact,
         )
 
-    def expire(self, delivery: Delivery) -> None:
-        """Record that a delivery's lifetime ended while it waited."""
+    def expire(self, delivery: Delivery, status: MessageStatus | None) -> None:
+        """Record that a delivery's lifetime ended while it waited; `status`, if known, tells what was said last."""
         now = self._clock.now()
-        final = expired("see its attempts", None, now)
-        self._submit(Record(delivery, {recipient.address: final for recipient in delivery.recipients}, None, None))
+        last = {} if status is None else {recipient.address: recipient.result for recipient in status.recipients}
+        results: dict[str, RecipientResult] = {}
+        for recipient in delivery.recipients:
+            result = last.get(recipient.address)
+            if isinstance(result, Deferred):
+                results[recipient.address] = expired(result.reason, result.reply, now)
+            else:
+                results[recipient.address] = expired("see its attempts", None, now)
+        self._submit(Record(delivery, results, None, None))
 
 
 def log_attempt(record: Record) -> None:

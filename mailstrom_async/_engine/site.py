@@ -58,7 +58,6 @@ class Site:
         self._sites = sites
         self._waiting: OrderedDict[int, Bundle] = OrderedDict()  # by message
         self._sessions = 0
-        self._connected = 0
         self._carrying = 0
         self._allowed = min(FIRST_SESSIONS, sites.config.limits.connections_per_host)
         self._idle: list[asyncio.Future[bool]] = []
@@ -167,7 +166,6 @@ class Site:
                 self._idle.remove(waiter)
 
     async def _part_from(self, session: Session) -> None:
-        self._connected -= 1
         if session.usable:
             await session.quit()
         else:
@@ -183,18 +181,19 @@ class Site:
         finally:
             self._carrying -= 1
         if not isinstance(opened, Unreachable):
-            self._connected += 1
             self._sites.relay_trouble(None)
             return opened
         if opened.login_refused:
             self._sites.relay_trouble(opened.outcome.reason)
-        if self._connected:
-            # Others have a session: the site has enough of us, and what waits is theirs (row A63).
-            self._allowed = self._connected
-            return None
-        self._allowed = 1
-        for delivery in self._withdraw_all():
-            self._sites.settlement.settle_all(delivery, opened.outcome, started_at=started_at, contact=opened.contact)
+        self._allowed = max(1, self._sessions - 1)
+        if self._sessions == 1:
+            self._sites.suspend(self.key, opened)
+            for delivery in self._withdraw_all():
+                self._sites.settlement.settle_all(
+                    delivery, opened.outcome, started_at=started_at, contact=opened.contact
+                )
+        # Else others of ours have a session or may still get one, and what waits is theirs: the host has enough of us
+        # (row A63). The last one to fail speaks for the site.
         return None
 
     def _withdraw_all(self) -> list[Delivery]:
@@ -213,7 +212,6 @@ class Site:
             untouched = await self._attempt(session, bundle, outcomes)
         except asyncio.CancelledError:
             session.abort()
-            self._connected -= 1
             self._interrupted(session, bundle, outcomes, started_at)
             raise
         except Exception as error:
@@ -233,7 +231,6 @@ class Site:
         if session.usable:
             return session
         session.abort()
-        self._connected -= 1
         return None
 
     def _learn(self, outcomes: Mapping[str, Outcome]) -> None:

@@ -3,10 +3,13 @@
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from anyio.abc import TaskGroup
 
 from mailstrom_async._config import Config
+from mailstrom_async._engine.attempt import Unreachable
 from mailstrom_async._engine.health import Health
 from mailstrom_async._engine.routing import Router
 from mailstrom_async._engine.settlement import Settlement
@@ -19,6 +22,13 @@ from mailstrom_async._status import Outcome
 from mailstrom_async.smtp.base import Connector
 
 logger = logging.getLogger("mailstrom_async")
+
+LONGEST_SUSPENSION = timedelta(seconds=30)
+
+
+class _Suspension(NamedTuple):
+    until: datetime
+    why: Unreachable
 
 
 class Sites:
@@ -46,6 +56,7 @@ class Sites:
         self._wanting: OrderedDict[SiteKey, None] = OrderedDict()
         self._sessions = 0
         self._routing: dict[str, list[Delivery]] = {}
+        self._suspended: dict[SiteKey, _Suspension] = {}
         self.closed = False
         self.on_drained: Callable[[], None] | None = None
 
@@ -83,6 +94,20 @@ class Sites:
     def crowded(self) -> bool:
         """Another site waits for a connection."""
         return bool(self._wanting)
+
+    def suspend(self, key: SiteKey, why: Unreachable) -> None:
+        """No session can be had with a site. What comes for it in the next moments is deferred with what was just
+        learned, so that a backlog for a dead host costs one connection now and then rather than one for each mail.
+
+        Shorter than any retry, so that each of these is an attempt of its own.
+        """
+        now = self.settlement.now()
+        self._suspended = {other: held for other, held in self._suspended.items() if held.until > now}
+        self._suspended[key] = _Suspension(now + min(self.config.retry.base_delay / 2, LONGEST_SUSPENSION), why)
+
+    def resume(self) -> None:
+        """Somebody asked for attempts now: forget which sites were out of reach."""
+        self._suspended.clear()
 
     def relay_trouble(self, trouble: str | None) -> None:
         """The relay refuses our login, or does no more: a fault of the settings, which hits all mail."""
@@ -123,6 +148,11 @@ class Sites:
         if isinstance(route, Outcome):
             for delivery in deliveries:
                 self.settlement.settle_all(delivery, route)
+            return
+        suspension = self._suspended.get(route.site)
+        if suspension is not None and suspension.until > self.settlement.now():
+            for delivery in deliveries:
+                self.settlement.settle_all(delivery, suspension.why.outcome, contact=suspension.why.contact)
             return
         site = self._sites.get(route.site)
         if site is None:
