@@ -34,6 +34,7 @@ class Recorder:
 
     @property
     def unwritten(self) -> list[Record]:
+        """Results that the store does not have: a batch that it refused, and what came after it."""
         return [*self._writing, *self._waiting]
 
     def submit(self, record: Record) -> None:
@@ -43,7 +44,7 @@ class Recorder:
     async def run(self) -> None:
         """Write as long as this runs."""
         while True:
-            if not self._waiting:
+            if not self.unwritten:
                 self._wake.clear()
                 await self._wake.wait()
             if not await self._write_batch():

@@ -56,7 +56,7 @@ async def test_a_deferred_recipient_is_attempted_again_when_due_and_only_then(bu
         assert (await mailer.query_status(message_id)).recipients[0].attempts == 1
         clock.advance(SECOND)
         async with asyncio.timeout(20):
-            while (status := await mailer.query_status(message_id)).recipients[0].attempts < 2:
+            while (status := await mailer.query_status(message_id)).recipients[0].attempts < 2:  # noqa: ASYNC110
                 await asyncio.sleep(0)
         assert status.recipients[0].result.next_attempt_at == clock.now() + 9 * MINUTE
         clock.advance(9 * MINUTE)

@@ -41,7 +41,7 @@ class SickStorage(MemoryStorage):
 
 async def degraded(mailer) -> str:
     async with asyncio.timeout(20):
-        while mailer.worker_status.state != "degraded":
+        while mailer.worker_status.state != "degraded":  # noqa: ASYNC110
             await asyncio.sleep(0)
     return mailer.worker_status.reason or ""
 
