@@ -1,0 +1,1 @@
+"""What `StorageContract` is made of: one room for each thing that a store promises."""
