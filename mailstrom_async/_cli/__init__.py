@@ -11,8 +11,8 @@ from mailstrom_async import MailstromError, __version__
 from mailstrom_async._cli import demo as demo_command
 from mailstrom_async._cli import look
 from mailstrom_async._cli import send as send_command
+from mailstrom_async._cli.send import PROGRAM
 
-PROGRAM = "mailstrom-async"
 INTERRUPTED = 130
 
 DATABASE = click.option(

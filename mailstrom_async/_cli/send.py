@@ -1,5 +1,6 @@
 """Sending one message, and watching it."""
 
+import asyncio
 import os
 import re
 import socket
@@ -13,6 +14,8 @@ from pydantic import SecretStr, ValidationError
 
 from mailstrom_async import Config, DirectDelivery, Mailstrom, MessageStatus, RelayDelivery, SQLiteStorage
 from mailstrom_async._cli.show import console, follow, recipients_table, showing
+
+PROGRAM = "mailstrom-async"
 
 # sysexits.h, as sendmail and its like use them.
 ALL_DELIVERED, FAILED, DEFERRED = 0, 69, 75
@@ -48,10 +51,14 @@ async def run(content: bytes, database: Path, options: Options) -> int:
             content, sender=options["sender"], recipients=options["recipients"] or None
         )
         output.print(f"queued as {message_id}", soft_wrap=True)
-        with showing(output) as show:
-            statuses = await follow(
-                mailer, [message_id], show, enough=lambda status: status.attempted, patience=PATIENCE
-            )
+        try:
+            with showing(output) as show:
+                statuses = await follow(
+                    mailer, [message_id], show, enough=lambda status: status.attempted, patience=PATIENCE
+                )
+        except asyncio.CancelledError:  # by Control-C
+            click.echo(f"{PROGRAM}: interrupted; the message stays queued", err=True)
+            return DEFERRED
     output.print(recipients_table(statuses))
     return exit_status(statuses)
 
