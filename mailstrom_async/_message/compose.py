@@ -124,10 +124,7 @@ def _distinct(mailboxes: Iterable[Mailbox]) -> list[Mailbox]:
 
 
 def _write(email: Email, stamp: Stamp, message_size: int) -> _Written:
-    _check_size(
-        len(email.text or "") + len(email.html or "") + sum(len(part.content) * 4 // 3 for part in email.attachments),
-        message_size,
-    )
+    _check_size(size_of(email), message_size)
     authors = read_addresses(Place("from_"), email.from_)
     if not authors:
         raise Place("from_").error("names nobody; give the author's address")
@@ -138,7 +135,7 @@ def _write(email: Email, stamp: Stamp, message_size: int) -> _Written:
     reply_to = read_addresses(Place("reply_to"), email.reply_to)
     senders: list[Address] = [sender] if sender is not None else []
     message_id = check_id(Place("message_id"), email.message_id, stamp) if email.message_id else stamp.message_id
-    content = build(email.text, email.html, email.attachments, stamp.token)
+    content = build(email, stamp.token)
     fields = [
         *(
             address_field(name, addresses)
@@ -151,7 +148,7 @@ def _write(email: Email, stamp: Stamp, message_size: int) -> _Written:
             )
             if addresses
         ),
-        text_field(Place("subject"), "Subject", email.subject),
+        *([text_field(Place("subject"), "Subject", email.subject)] if email.subject else []),
         f"Date: {format_date(Place('date'), email.date or stamp.now)}\r\n",
         f"Message-ID: <{message_id}>\r\n",
         *_threading(email),
@@ -162,11 +159,17 @@ def _write(email: Email, stamp: Stamp, message_size: int) -> _Written:
     named = mailboxes_of([*authors, *senders, *reply_to, *to, *cc])
     return _Written(
         message_id,
-        "".join(fields).encode() + content.write(),
+        b"".join(("".join(fields).encode(), *content.pieces)),
         sender or next(iter(mailboxes_of(authors)), None),
         list(mailboxes_of([*to, *cc, *bcc])),
         not all(mailbox.local.isascii() for mailbox in named),
     )
+
+
+def size_of(email: Email) -> int:
+    """About how many bytes an email will have."""
+    parts = sum(len(text) for text in (email.text, email.html, email.calendar) if text is not None)
+    return parts + sum([len(attachment.content) * 4 // 3 for attachment in email.attachments])
 
 
 def _recipient_fields(email: Email) -> tuple[tuple[str, str | Sequence[str]], ...]:
@@ -213,7 +216,12 @@ def _custom_fields(email: Email) -> list[str]:
 
 
 def _complete(email: EmailMessage | bytes, stamp: Stamp, message_size: int) -> _Written:
-    content = foreign.flatten(email) if isinstance(email, EmailMessage) else email
+    if isinstance(email, EmailMessage):
+        content = foreign.flatten(email)
+    elif isinstance(email, bytes):  # pyright: ignore[reportUnnecessaryIsInstance] - not every caller checks types
+        content = email
+    else:
+        raise TypeError(f"email must be an Email, an EmailMessage or bytes, and is a {type(email).__name__}")
     _check_size(len(content), message_size)
     message = foreign.take_apart(content)
     authors = message.mailboxes("From")

@@ -40,6 +40,12 @@ def check_name(place: Place, name: str) -> None:
 
 def fold(name: str, tokens: Iterable[str]) -> str:
     """A header field, its tokens joined by blanks, folded between them. A token is never broken."""
+    tokens = list(tokens)
+    line = f"{name}: {' '.join(tokens)}"
+    return f"{line}\r\n" if len(line) <= FOLD_AT else _folded(name, tokens)
+
+
+def _folded(name: str, tokens: list[str]) -> str:
     lines: list[str] = []
     line = f"{name}:"
     for token in tokens:
