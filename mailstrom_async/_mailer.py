@@ -258,7 +258,7 @@ class Mailstrom:
         def write() -> PreparedEmail:
             stamp = Stamp(now, secrets.token_hex(16), self._config.helo_name)
             envelope = Envelope(sender, recipients)
-            return compose(email, envelope, stamp, message_size=self._config.limits.message_size)
+            return compose(email, envelope, stamp, limits=self._config.limits)
 
         prepared = await asyncio.to_thread(write) if _is_large(email) or len(recipients or ()) > CROWD else write()
         due_at = max(now, not_before) if not_before is not None else now

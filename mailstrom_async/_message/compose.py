@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from email.message import EmailMessage
 from typing import NamedTuple
 
+from mailstrom_async._config import Limits
 from mailstrom_async._email import Email
 from mailstrom_async._envelope import PreparedEmail
 from mailstrom_async._message import foreign
@@ -66,23 +67,28 @@ class _Written(NamedTuple):
     smtputf8: bool
 
 
-def compose(
-    email: Email | EmailMessage | bytes, envelope: Envelope, stamp: Stamp, *, message_size: int
-) -> PreparedEmail:
+def compose(email: Email | EmailMessage | bytes, envelope: Envelope, stamp: Stamp, *, limits: Limits) -> PreparedEmail:
     """Write an email as it will be stored and sent.
 
     Args:
         email: An `Email`; a stdlib `EmailMessage`; or a whole RFC 5322 message, which is left as it is but for line
             ends, Bcc, and a missing Message-ID or Date.
-        message_size: Bytes; what is larger is refused.
+        limits: What is larger, or for more recipients, is refused.
 
     Raises:
         InvalidEmail: It can't be sent as it is; names the field.
     """
-    written = _write(email, stamp, message_size) if isinstance(email, Email) else _complete(email, stamp, message_size)
-    _check_size(len(written.content), message_size)
+    size = limits.message_size
+    written = _write(email, stamp, size) if isinstance(email, Email) else _complete(email, stamp, size)
+    _check_size(len(written.content), size)
     sender = _reverse_path(envelope, written)
     recipients = _forward_paths(envelope, written)
+    if len(recipients) > limits.recipients:
+        field = "to" if envelope.recipients is None else "recipients"
+        raise Place(field).error(
+            f"{len(recipients)} recipients, and {limits.recipients} are allowed; send several messages, or raise "
+            "Limits.recipients"
+        )
     addresses = tuple(mailbox.address for mailbox in recipients)
     return PreparedEmail(
         message_id=written.message_id,
@@ -120,7 +126,10 @@ def _forward_paths(envelope: Envelope, written: _Written) -> list[Mailbox]:
 
 def _distinct(mailboxes: Iterable[Mailbox]) -> list[Mailbox]:
     """Each mailbox once, as it was first written."""
-    return list({mailbox.identity: mailbox for mailbox in reversed(list(mailboxes))}.values())[::-1]
+    distinct: dict[tuple[str, str], Mailbox] = {}
+    for mailbox in mailboxes:
+        distinct.setdefault(mailbox.identity, mailbox)
+    return list(distinct.values())
 
 
 def _write(email: Email, stamp: Stamp, message_size: int) -> _Written:
