@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -61,6 +61,7 @@ class Site:
         self._carrying = 0
         self._allowed = min(FIRST_SESSIONS, sites.config.limits.connections_per_host)
         self._idle: list[asyncio.Future[bool]] = []
+        self._dialled: Counter[str] = Counter()  # hosts, so that equals get equal shares (row B17)
 
     def assign(self, delivery: Delivery, route: Route) -> None:
         bundle = self._waiting.get(delivery.message.key)
@@ -198,7 +199,9 @@ class Site:
         started_at = self._sites.settlement.now()
         self._carrying += 1
         try:
-            opened = await open_session(self._sites.connector, self._sites.router.targets(bundle.route))
+            targets = self._sites.router.targets(bundle.route, self._dialled)
+            self._dialled[targets[0].host] += 1
+            opened = await open_session(self._sites.connector, targets)
         finally:
             self._carrying -= 1
         if not isinstance(opened, Unreachable):
