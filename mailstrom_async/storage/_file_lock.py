@@ -31,7 +31,7 @@ def locked(path: Path) -> Generator[None, None, None]:
         StorageInUse: Somebody else has it.
         StorageError: The file can't be made.
     """
-    lock_path = path.with_name(path.name + ".lock")
+    lock_path = _lock_of(path)
     try:
         descriptor = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
@@ -43,11 +43,7 @@ def locked(path: Path) -> Generator[None, None, None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            holder = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip() or "unknown"
-            raise StorageInUse(
-                f"{path} is open elsewhere (process {holder}), and a SQLite store serves one process: end that one, "
-                "give each process its own file, or use PostgresStorage for several"
-            ) from error
+            raise StorageInUse(f"{path} is open in another process ({holder_of(path)})") from error
         except OSError as error:
             raise StorageError(f"{path} can't be locked: {error.strerror}; keep it on a local file system") from error
         _held.add(descriptor)
@@ -57,3 +53,33 @@ def locked(path: Path) -> Generator[None, None, None]:
     finally:
         _held.discard(descriptor)
         os.close(descriptor)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether somebody holds the lock just now."""
+    try:
+        descriptor = os.open(_lock_of(path), os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        # Shared, so that two who ask do not stand in each other's way.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def holder_of(path: Path) -> str:
+    """Who has the lock, for a person to read."""
+    try:
+        return _lock_of(path).read_text("ascii", "replace")[:20].strip() or "unknown"
+    except OSError:
+        return "unknown"
+
+
+def _lock_of(path: Path) -> Path:
+    return path.with_name(path.name + ".lock")

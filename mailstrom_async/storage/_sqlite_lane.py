@@ -35,10 +35,9 @@ class Lane:
     of its own: one that fails is undone alone.
     """
 
-    def __init__(self, path: Path, begin: Literal["BEGIN", "BEGIN IMMEDIATE"], loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, path: Path, begin: Literal["BEGIN", "BEGIN IMMEDIATE"]) -> None:
         self._path = path
         self._begin = begin
-        self._loop = loop
         self._waiting: deque[_Waiting] = deque()
         self._wake = threading.Event()
         self._stopping = False
@@ -50,10 +49,14 @@ class Lane:
             operation: Called with the connection, in the lane's thread; twice, if a first transaction failed.
             size: The bytes that it writes, about, if they are many.
         """
-        future: asyncio.Future[T] = self._loop.create_future()
+        return await self.submit(operation, size=size)
+
+    def submit(self, operation: Operation[T], *, size: int = 0) -> asyncio.Future[T]:
+        """As `run`, for whoever does not wait for the future yet. It belongs to the event loop that runs this."""
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Waiting(operation, size, future))
         self._wake.set()
-        return await future
+        return future
 
     def stop(self) -> None:
         """End `serve` once all that waits is done. Nothing is to be run after this."""
@@ -136,14 +139,19 @@ class Lane:
             logger.warning("%s: its log could not be moved into the file: %s", self._path, error)
 
     def _report(self, batch: Sequence[_Waiting], outcomes: Sequence[object]) -> None:
-        try:
-            self._loop.call_soon_threadsafe(_deliver, batch, outcomes)
-        except RuntimeError:
-            logger.debug("%s: the event loop is closed, and nobody waits for %d results", self._path, len(batch))
+        # Most wait in the application's event loop, calls of other processes in that of their door.
+        reports: dict[asyncio.AbstractEventLoop, list[tuple[_Waiting, object]]] = {}
+        for waiting, outcome in zip(batch, outcomes, strict=True):
+            reports.setdefault(waiting.future.get_loop(), []).append((waiting, outcome))
+        for loop, report in reports.items():
+            try:
+                loop.call_soon_threadsafe(_deliver, report)
+            except RuntimeError:
+                logger.debug("%s: the event loop is closed, and nobody waits for %d results", self._path, len(report))
 
 
-def _deliver(batch: Sequence[_Waiting], outcomes: Sequence[object]) -> None:
-    for waiting, outcome in zip(batch, outcomes, strict=True):
+def _deliver(report: Sequence[tuple[_Waiting, object]]) -> None:
+    for waiting, outcome in report:
         if waiting.future.done():  # cancelled meanwhile
             if isinstance(outcome, Exception):
                 logger.debug("a cancelled operation had failed: %s", outcome)

@@ -1,223 +1,186 @@
-"""A queue in one SQLite file: durable, without a server, for one process."""
+"""A queue in one SQLite file: durable, without a server, for any number of processes on one machine."""
 
 import asyncio
-import logging
 import os
-import sqlite3
-import threading
 from collections.abc import Callable, Collection, Sequence
-from contextlib import ExitStack, closing, suppress
 from datetime import datetime
 from pathlib import Path
 
 from mailstrom_async._envelope import Delivery, Due, PreparedEmail
-from mailstrom_async._errors import MailerStateError, MailstromError, StorageError
+from mailstrom_async._errors import MailerStateError, StorageError
 from mailstrom_async._status import Attempt, MessageStatus
+from mailstrom_async.storage import _sqlite_calls as calls
 from mailstrom_async.storage import _sqlite_queue as queue
 from mailstrom_async.storage import _sqlite_reads as reads
-from mailstrom_async.storage._file_lock import locked
-from mailstrom_async.storage._sqlite_errors import storage_error
-from mailstrom_async.storage._sqlite_file import checkpoint, open_file, open_for_reading, wal_of
-from mailstrom_async.storage._sqlite_lane import Lane, Operation, T
+from mailstrom_async.storage._sqlite_calls import Call
+from mailstrom_async.storage._sqlite_follower import Follower, OwnerLost
+from mailstrom_async.storage._sqlite_lane import Operation, T
+from mailstrom_async.storage._sqlite_share import Share
 from mailstrom_async.storage.base import Acceptance, Record, Recorded
-
-logger = logging.getLogger("mailstrom_async")
-
-WAL_LIMIT = 64 * 1024 * 1024
-"""Beyond this the log is moved into the file even though somebody waits: reading gets slower with its length."""
 
 
 class SQLiteStorage:
     """A `Storage` in a SQLite file. When it says that something is done, it is on disk (WAL, synchronous=FULL).
 
-    One thread writes, and what came while it committed shares its next commit; another one reads. The file serves one
-    process at a time, the others get `StorageInUse`; several processes need PostgresStorage, or a file each.
+    One thread writes, and what came while it committed shares its next commit; another one reads.
 
-    Beside the file lie `<path>.lock`, which stays, and while it is open `<path>-wal` and `<path>-shm`, which belong to
-    it: copy a store only while it is closed, or with SQLite's own backup.
+    Several processes of one machine may open the same file, such as the workers of a web server. One of them owns it:
+    it alone has the file open in SQLite, and it alone delivers. The others hand their mail and their questions to it
+    over a Unix socket beside the file, and share its commits. When it ends or dies, another one takes over, in less
+    than two seconds. So there is never more than one connection that writes, and the fault in SQLite up to 3.51.2 that
+    can damage a file under several of them (sqlite.org/wal.html#walresetbug) has no occasion. What the others do is
+    seen in `query_status` and `wait`; `events` tells only of what this process itself queued, delivered or cancelled.
+
+    Beside the file lie `<path>.lock`, which stays, `<path>.sock`, and while it is open `<path>-wal` and `<path>-shm`,
+    which belong to it: copy a store only while it is closed, or with SQLite's own backup. Other programs may read the
+    file meanwhile; none may write it.
 
     Args:
-        path: The file; made when the store is first opened, readable for its owner only. Nothing is touched before, so
-            an instance may be built at import time.
+        path: The file, on a local disk; made when the store is first opened, readable for its owner only. Whoever may
+            write it may share it. Nothing is touched before, so an instance may be built at import time.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         if os.fspath(path) in ("", ":memory:"):
             raise ValueError("SQLiteStorage needs the path of a file; use MemoryStorage() for a queue in memory")
         self._path = Path(path)
-        self._opened: _Opened | None = None
+        self._share: Share | None = None
 
     def __repr__(self) -> str:
-        return f"<SQLiteStorage {str(self._path)!r} [{'open' if self._opened else 'closed'}]>"
+        return f"<SQLiteStorage {str(self._path)!r} [{self._share.role if self._share else 'closed'}]>"
 
     @property
     def shared(self) -> bool:
-        return False
+        return True
 
     def watch(self, wake: Callable[[], None]) -> None:
-        """Nobody else has the file open."""
+        self._usable().wake = wake
 
     async def open(self, now: datetime) -> None:
-        if self._opened is not None and self._opened.process == os.getpid():
+        if self._share is not None and self._share.process == os.getpid():
             raise MailerStateError(f"{self._path} is open already in this SQLiteStorage; aclose() it first")
         # What a parent process has opened stays as it is in this one: its threads are not here, its connections must
         # not be touched.
-        self._opened = opened = _Opened(self._path, now)
+        self._share = share = Share(self._path, now)
         try:
-            await opened.ready
+            await share.open()
         except BaseException:
-            opened.stop()
-            self._opened = None
+            self._share = None
             raise
 
     async def aclose(self) -> None:
-        opened = self._opened
-        if opened is None:
+        share = self._share
+        if share is None:
             return
-        if opened.process == os.getpid():
-            opened.stop()
-            await opened.wait_closed()
-        if self._opened is opened:
-            self._opened = None
+        if share.process == os.getpid():
+            await share.aclose()
+        if self._share is share:
+            self._share = None
 
     async def enqueue(self, acceptances: Sequence[Acceptance], *, queue_size: int | None = None) -> list[Due]:
-        size = sum(len(acceptance.prepared.content) for acceptance in acceptances)
-        return await self._write(lambda db: queue.enqueue(db, acceptances, queue_size), size=size)
-
-    async def upcoming(self, limit: int, *, excluding: Collection[str] = ()) -> list[Due]:
-        left_out = frozenset(excluding)
-        return await self._read(lambda db: reads.upcoming(db, limit, left_out))
-
-    async def claim(
-        self, delivery_ids: Sequence[int], *, owner: str, now: datetime, lease_until: datetime
-    ) -> list[Delivery]:
-        return await self._write(lambda db: queue.claim(db, delivery_ids, owner, now, lease_until))
-
-    async def renew(self, deliveries: Sequence[Delivery], lease_until: datetime) -> list[Delivery]:
-        return await self._write(lambda db: queue.renew(db, deliveries, lease_until))
-
-    async def release(self, deliveries: Sequence[Delivery], due_at: datetime) -> list[Due]:
-        return await self._write(lambda db: queue.release(db, deliveries, due_at))
-
-    async def record(self, records: Sequence[Record]) -> list[Recorded]:
-        return await self._write(lambda db: queue.record(db, records))
+        return await self._do(calls.Enqueue(acceptances, queue_size))
 
     async def status(self, message_id: str) -> MessageStatus | None:
-        return await self._read(lambda db: reads.status(db, message_id))
+        return await self._do(calls.Status(message_id)) if _is_text(message_id) else None
 
     async def recent(self, since: datetime | None, limit: int) -> list[MessageStatus]:
-        return await self._read(lambda db: reads.recent(db, since, limit))
+        return await self._do(calls.Recent(since, limit))
 
     async def attempts(self, message_id: str) -> list[Attempt] | None:
-        return await self._read(lambda db: reads.attempts(db, message_id))
+        return await self._do(calls.Attempts(message_id)) if _is_text(message_id) else None
 
     async def prepared(self, message_id: str) -> PreparedEmail | None:
-        return await self._read(lambda db: reads.prepared(db, message_id))
+        return await self._do(calls.Prepared(message_id)) if _is_text(message_id) else None
 
     async def cancel(self, message_id: str, now: datetime) -> MessageStatus | None:
-        return await self._write(lambda db: queue.cancel(db, message_id, now))
+        return await self._do(calls.Cancel(message_id, now)) if _is_text(message_id) else None
 
     async def hasten(self, message_id: str, now: datetime) -> list[Due] | None:
-        return await self._write(lambda db: queue.hasten(db, message_id, now))
+        return await self._do(calls.Hasten(message_id, now)) if _is_text(message_id) else None
 
     async def purge(self, completed_before: datetime) -> int:
         # In pieces, each of them whole: nobody who wants to send waits for a million deletions.
         purged = 0
-        while piece := await self._write(lambda db: queue.purge(db, completed_before)):
+        while piece := await self._do(calls.Purge(completed_before)):
             purged += piece
-        while await self._write(queue.give_space_back):
+        while await self._do(calls.GiveSpaceBack()):
             pass
         return purged
 
-    async def _write(self, operation: Operation[T], *, size: int = 0) -> T:
-        return await self._usable().writes.run(operation, size=size)
+    # What an engine asks for. Only the owner's has something to do; the others' have no claims, and get none.
 
-    async def _read(self, operation: Operation[T]) -> T:
-        return await self._usable().reads.run(operation)
+    async def upcoming(self, limit: int, *, excluding: Collection[str] = ()) -> list[Due]:
+        left_out = frozenset(excluding)
+        return await self._deliver(lambda db: reads.upcoming(db, limit, left_out), [], writes=False)
 
-    def _usable(self) -> "_Opened":
-        opened = self._opened
-        if opened is None or opened.stopping:
+    async def claim(
+        self, delivery_ids: Sequence[int], *, owner: str, now: datetime, lease_until: datetime
+    ) -> list[Delivery]:
+        return await self._deliver(lambda db: queue.claim(db, delivery_ids, owner, now, lease_until), [])
+
+    async def renew(self, deliveries: Sequence[Delivery], lease_until: datetime) -> list[Delivery]:
+        return await self._deliver(lambda db: queue.renew(db, deliveries, lease_until), list(deliveries))
+
+    async def release(self, deliveries: Sequence[Delivery], due_at: datetime) -> list[Due]:
+        return await self._deliver(lambda db: queue.release(db, deliveries, due_at), [])
+
+    async def record(self, records: Sequence[Record]) -> list[Recorded]:
+        lost = [Recorded(accepted=False, results={}, due=None, completed=False)] * len(records)
+        return await self._deliver(lambda db: queue.record(db, records), lost)
+
+    async def _deliver(self, operation: Operation[T], otherwise: T, *, writes: bool = True) -> T:
+        share = self._usable()
+        share.engine_seen()
+        side = await share.side()
+        try:
+            if not isinstance(side, Follower):
+                return await side.run(operation, writes=writes)
+            if not writes:  # it looks for something to do
+                await side.do(calls.Offer())
+        except OwnerLost:
+            pass  # a new owner takes our claims for abandoned, and wakes its engine, which may be ours
+        return otherwise
+
+    async def _do(self, call: Call[T]) -> T:
+        share = self._usable()
+        asked = False
+        while True:
+            try:
+                side = await share.side()
+            except StorageError as error:
+                if asked:
+                    raise StorageError(
+                        f"{error}; the process that owned the file ended meanwhile, and whether it did this is not "
+                        "known: repeat it with the same Message-ID, and AlreadyQueued means that it did"
+                    ) from error
+                raise
+            try:
+                return await side.do(call)
+            except OwnerLost:
+                # It may have been done, or not: ask the next owner.
+                asked = True
+                call = call.again()
+
+    def _usable(self) -> Share:
+        share = self._share
+        if share is None or share.closing:
             raise MailerStateError(f"{self._path} is not open; open() it first, or enter the mailer it belongs to")
-        if opened.process != os.getpid():
+        if share.process != os.getpid():
             raise MailerStateError(
-                f"{self._path} was opened by process {opened.process}, of which this one is a fork: "
-                "open stores, or enter the mailer, after the fork, and give each process a file of its own"
+                f"{self._path} was opened by process {share.process}, of which this one is a fork: "
+                "open stores, or enter the mailer, after the fork"
             )
-        if opened.loop is not asyncio.get_running_loop():
+        if share.loop is not asyncio.get_running_loop():
             raise MailerStateError(
                 f"{self._path} was opened in another event loop; use it there, or aclose() it and open it in this one"
             )
-        return opened
+        return share
 
 
-class _Opened:
-    """What is there while the store is open: the lock, two connections and their threads, closed in reverse order."""
-
-    def __init__(self, path: Path, now: datetime) -> None:
-        # What the link leads to: two names of one file must not mean two locks, and a later chdir() changes nothing.
-        self._path = path = path.resolve()
-        self.process = os.getpid()
-        self.loop = asyncio.get_running_loop()
-        self.ready: asyncio.Future[None] = self.loop.create_future()
-        self.writes = Lane(path, "BEGIN IMMEDIATE", self.loop)
-        self.reads = Lane(path, "BEGIN", self.loop)
-        self.stopping = False
-        self._now = now
-        # Daemons: a program that forgot to close must not hang at its end. What was acknowledged is on disk.
-        self._thread = threading.Thread(target=self._live, name=f"writer of {path.name}", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Let the threads finish what waits, and close everything."""
-        self.stopping = True
-        self.writes.stop()
-
-    async def wait_closed(self) -> None:
-        await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
-
-    def _live(self) -> None:
-        try:
-            with ExitStack() as stack:
-                writer = self._open(stack)
-                self._tell(None)
-                self.writes.serve(writer, after_batch=self._checkpoint_if_long, when_idle=checkpoint)
-        except MailstromError as error:
-            self._tell(error)
-        except sqlite3.Error as error:
-            self._tell(storage_error(self._path, error))
-        except OSError as error:
-            self._tell(StorageError(f"{self._path} can't be opened: {error}; it must be readable and writable"))
-
-    def _open(self, stack: ExitStack) -> sqlite3.Connection:
-        stack.enter_context(locked(self._path))
-        writer = stack.enter_context(closing(open_file(self._path)))
-        writer.execute("BEGIN IMMEDIATE")
-        queue.take_up(writer, self._now)
-        writer.execute("COMMIT")
-        reader = stack.enter_context(closing(open_for_reading(self._path)))
-        thread = threading.Thread(
-            target=self.reads.serve, args=(reader,), name=f"reader of {self._path.name}", daemon=True
-        )
-        thread.start()
-        stack.callback(thread.join)
-        stack.callback(self.reads.stop)
-        return writer
-
-    def _tell(self, error: Exception | None) -> None:
-        def settle() -> None:
-            if self.ready.done():  # whoever opened it has given up, or it was open already
-                if error is not None:
-                    logger.warning("%s was not closed well: %s", self._path, error)
-                return
-            if error is None:
-                self.ready.set_result(None)
-            else:
-                self.ready.set_exception(error)
-
-        with suppress(RuntimeError):  # the loop is closed, and nobody waits
-            self.loop.call_soon_threadsafe(settle)
-
-    def _checkpoint_if_long(self, connection: sqlite3.Connection) -> None:
-        if wal_of(self._path).stat().st_size > WAL_LIMIT:
-            checkpoint(connection)
+def _is_text(message_id: str) -> bool:
+    """Whether it can be written as UTF-8; what can't is nothing that we ever stored."""
+    try:
+        message_id.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

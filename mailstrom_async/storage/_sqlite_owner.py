@@ -1,0 +1,193 @@
+"""The process that owns a SQLite file: it holds the lock, and nobody else opens the file."""
+
+import asyncio
+import logging
+import os
+import sqlite3
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack, closing, suppress
+from datetime import datetime
+from pathlib import Path
+
+from mailstrom_async._errors import MailstromError, StorageError
+from mailstrom_async.storage import _sqlite_queue as queue
+from mailstrom_async.storage._file_lock import locked
+from mailstrom_async.storage._sqlite_calls import Call
+from mailstrom_async.storage._sqlite_door import Door
+from mailstrom_async.storage._sqlite_errors import storage_error
+from mailstrom_async.storage._sqlite_file import checkpoint, open_file, open_for_reading, wal_of
+from mailstrom_async.storage._sqlite_follower import OwnerLost
+from mailstrom_async.storage._sqlite_lane import Lane, Operation, T
+
+logger = logging.getLogger("mailstrom_async")
+
+WAL_LIMIT = 64 * 1024 * 1024
+"""Beyond this the log is moved into the file even though somebody waits: reading gets slower with its length."""
+
+WAKE_SECONDS = 0.01
+"""What other processes queue in this time is one call to the engine: each costs it a look at the store."""
+
+
+class Owner:
+    """What is there while the file is open: the lock, two connections and their threads, and the door for the other
+    processes; closed in reverse order.
+
+    Args:
+        path: The file, with no links left in it: two names of one file must not mean two locks.
+        now: When what an earlier life left is taken up.
+        wake: Called, in this event loop, when another process has made deliveries due.
+        delivers: Whether there is an engine in this process that runs.
+    """
+
+    def __init__(self, path: Path, now: datetime, *, wake: Callable[[], None], delivers: Callable[[], bool]) -> None:
+        self._path = path
+        self._now = now
+        self._wake = wake
+        self._delivers = delivers
+        self._waking = False
+        self._loop = asyncio.get_running_loop()
+        self._ready: asyncio.Future[None] = self._loop.create_future()
+        self._over = asyncio.Event()
+        self._writes = Lane(path, "BEGIN IMMEDIATE")
+        self._reads = Lane(path, "BEGIN")
+        self._door: Door | None = None
+        self._stopping = False
+        # Daemons: a program that forgot to close must not hang at its end. What was acknowledged is on disk.
+        self._thread = threading.Thread(target=self._live, name=f"writer of {path.name}", daemon=True)
+
+    async def open(self) -> None:
+        """Raises StorageError, StorageInUse if it is another process's."""
+        self._thread.start()
+        try:
+            await self._ready
+        except BaseException:
+            await self.aclose()
+            raise
+
+    async def aclose(self) -> None:
+        """Finish what was begun, own and others', and close."""
+        self.stop()
+        await self._loop.run_in_executor(None, self._thread.join)
+
+    async def over(self) -> None:
+        """Return when somebody else should have the file."""
+        await self._over.wait()
+
+    async def do(self, call: Call[T]) -> T:
+        """Raises OwnerLost if this process gives the file up."""
+        return await self.run(call.run, writes=call.writes, size=call.size)
+
+    async def run(self, operation: Operation[T], *, writes: bool, size: int = 0) -> T:
+        """As `do`, for what never comes from another process."""
+        if self._over.is_set():
+            raise OwnerLost
+        return await (self._writes if writes else self._reads).run(operation, size=size)
+
+    def stop(self) -> None:
+        """Begin to close."""
+        self._over.set()
+        # In this order, here and in _open_door: one of the two sees what the other did.
+        self._stopping = True
+        if self._door is not None:
+            self._door.shut()  # which stops the lane when nobody needs it any more
+        else:
+            self._writes.stop()
+
+    # The writer's thread.
+
+    def _live(self) -> None:
+        try:
+            with ExitStack() as stack:
+                writer = self._open(stack)
+                self._tell(None)
+                self._writes.serve(writer, after_batch=self._checkpoint_if_long, when_idle=checkpoint)
+        except MailstromError as error:
+            self._tell(error)
+        except sqlite3.Error as error:
+            self._tell(storage_error(self._path, error))
+        except OSError as error:
+            self._tell(StorageError(f"{self._path} can't be opened: {error}; it must be readable and writable"))
+        finally:
+            with suppress(RuntimeError):  # the loop is closed, and nobody waits
+                self._loop.call_soon_threadsafe(self._over.set)
+
+    def _open(self, stack: ExitStack) -> sqlite3.Connection:
+        stack.enter_context(locked(self._path))
+        writer = stack.enter_context(closing(open_file(self._path)))
+        writer.execute("BEGIN IMMEDIATE")
+        queue.take_up(writer, self._now)
+        writer.execute("COMMIT")
+        reader = stack.enter_context(closing(open_for_reading(self._path)))
+        thread = threading.Thread(
+            target=self._reads.serve, args=(reader,), name=f"reader of {self._path.name}", daemon=True
+        )
+        thread.start()
+        stack.callback(thread.join)
+        stack.callback(self._reads.stop)
+        self._open_door(stack)
+        return writer
+
+    def _open_door(self, stack: ExitStack) -> None:
+        try:
+            door = Door(
+                self._path,
+                self._reads,
+                self._writes,
+                on_hastened=self._on_hastened,
+                on_offer=self._on_offer,
+                on_shut=self._writes.stop,
+            )
+        except OSError as error:
+            logger.warning("%s can't be shared with other processes: no socket beside it: %s", self._path, error)
+            return
+        stack.callback(door.join)
+        stack.callback(door.shut)
+        self._door = door
+        if self._stopping:
+            door.shut()
+
+    def _tell(self, error: Exception | None) -> None:
+        def settle() -> None:
+            if self._ready.done():  # whoever opened it has given up, or it was open already
+                if error is not None:
+                    logger.warning("%s was not closed well: %s", self._path, error)
+                return
+            if error is None:
+                self._ready.set_result(None)
+            else:
+                self._ready.set_exception(error)
+
+        with suppress(RuntimeError):  # the loop is closed, and nobody waits
+            self._loop.call_soon_threadsafe(settle)
+
+    def _checkpoint_if_long(self, connection: sqlite3.Connection) -> None:
+        if wal_of(self._path).stat().st_size > WAL_LIMIT:
+            checkpoint(connection)
+
+    # The door's thread.
+
+    def _on_hastened(self) -> None:
+        if not self._waking:
+            self._waking = True
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._loop.call_later, WAKE_SECONDS, self._call_engine)
+
+    def _on_offer(self) -> None:
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._offered)
+
+    # The event loop again.
+
+    def _call_engine(self) -> None:
+        self._waking = False
+        if not self._over.is_set():
+            self._wake()
+
+    def _offered(self) -> None:
+        # Nothing was claimed when that was asked; an engine that claimed since was seen since.
+        if not self._delivers() and not self._over.is_set():
+            logger.info(
+                "%s: process %d does not deliver, and leaves the file to one that does", self._path, os.getpid()
+            )
+            self._over.set()
