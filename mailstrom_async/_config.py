@@ -178,6 +178,8 @@ class Limits(Frozen):
     """Addresses tried one after another before a delivery is deferred."""
     message_size: Count = 50 * 1024 * 1024
     """Bytes of a composed message."""
+    recipients: Count = 10_000
+    """Of one message."""
     bytes_in_flight: Count = 64 * 1024 * 1024
     """Content held in memory for running attempts. One larger message is still attempted, alone."""
     queue_size: Count | None = None

@@ -40,7 +40,7 @@ class Attachment(Frozen):
     filename: str
     content: Content = Field(repr=False)
     content_type: str = "application/octet-stream"
-    """The MIME type, with parameters if it has any: "text/calendar; method=REQUEST"."""
+    """The MIME type, with parameters if it has any: "text/csv; header=present"."""
     inline_id: str | None = None
     """Set, the part is shown where the HTML says `<img src="cid:INLINE_ID">`."""
 
@@ -65,6 +65,8 @@ class Email(Frozen):
     subject: str = ""
     text: str | None = Field(default=None, repr=False)
     html: str | None = Field(default=None, repr=False)
+    calendar: str | None = Field(default=None, repr=False)
+    """An invitation, or an answer to one: an iCalendar object with a METHOD, which calendars show beside the text."""
     attachments: tuple[Attachment, ...] = ()
     headers: Mapping[str, str] = Field(default_factory=dict, repr=False)
     """Further header fields, name to value."""

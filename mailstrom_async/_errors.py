@@ -98,7 +98,15 @@ class ResolverError(MailstromError):
 
 
 class ResolutionFailed(MailstromError):
-    """A name could not be looked up now (SERVFAIL, timeout, refused, ...). Never a verdict on the name: try later."""
+    """A name could not be looked up now (SERVFAIL, timeout, refused, ...). Never a verdict on the name: try later.
+
+    Attributes:
+        unreachable: No nameserver is there to be asked, so that other names fare no better.
+    """
+
+    def __init__(self, reason: str, *, unreachable: bool = False) -> None:
+        super().__init__(reason)
+        self.unreachable = unreachable
 
 
 class StorageError(MailstromError):

@@ -20,7 +20,7 @@ from mailstrom_async._engine.health import Health
 from mailstrom_async._envelope import PreparedEmail
 from mailstrom_async._errors import InvalidEmail, MailerStateError, MessageNotFound, StorageError
 from mailstrom_async._events import Event, MessageCompleted, MessageQueued, RecipientFailed, WorkerStatusChanged
-from mailstrom_async._message.compose import Envelope, compose
+from mailstrom_async._message.compose import Envelope, compose, size_of
 from mailstrom_async._message.ids import Stamp
 from mailstrom_async._status import Attempt, Failed, MessageStatus, WorkerStatus
 from mailstrom_async.dns import AiodnsResolver, Resolver
@@ -29,6 +29,8 @@ from mailstrom_async.storage.base import Acceptance, Storage
 
 LARGE = 256 * 1024
 """Bytes from which on composing is left to a thread: it would hold the event loop up."""
+CROWD = 500
+"""Recipients from which on it is, too."""
 PURGE_EVERY = timedelta(hours=1)
 LOOK_EVERY = timedelta(seconds=1)
 """How often `wait` reads the status in a store where another process may have recorded it."""
@@ -256,9 +258,9 @@ class Mailstrom:
         def write() -> PreparedEmail:
             stamp = Stamp(now, secrets.token_hex(16), self._config.helo_name)
             envelope = Envelope(sender, recipients)
-            return compose(email, envelope, stamp, message_size=self._config.limits.message_size)
+            return compose(email, envelope, stamp, limits=self._config.limits)
 
-        prepared = await asyncio.to_thread(write) if _is_large(email) else write()
+        prepared = await asyncio.to_thread(write) if _is_large(email) or len(recipients or ()) > CROWD else write()
         due_at = max(now, not_before) if not_before is not None else now
         return Acceptance(prepared, now, due_at, due_at + (expires_after or self._config.retry.lifetime))
 
@@ -397,6 +399,8 @@ def _is_large(email: AnyEmail) -> bool:
     if isinstance(email, bytes):
         return len(email) > LARGE
     if isinstance(email, Email):
-        bodies = len(email.text or "") + len(email.html or "")
-        return bodies + sum(len(attachment.content) for attachment in email.attachments) > LARGE
+        named = [
+            len(names) // 16 if isinstance(names, str) else len(names) for names in (email.to, email.cc, email.bcc)
+        ]
+        return size_of(email) > LARGE or sum(named) > CROWD
     return True

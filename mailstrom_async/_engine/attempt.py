@@ -8,7 +8,7 @@ from mailstrom_async._envelope import QueuedMessage
 from mailstrom_async._policy.verdict import judge, judge_breakdown
 from mailstrom_async._reply import Phase
 from mailstrom_async._status import Outcome, TLSFacts
-from mailstrom_async.smtp.base import Breakdown, Connector, Refusal, Session, SessionError, Target
+from mailstrom_async.smtp.base import Breakdown, Connector, Following, Refusal, Session, SessionError, Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +70,7 @@ async def carry(
     *,
     at_once: int,
     outcomes: dict[str, Outcome],
+    following: Following | None = None,
 ) -> tuple[str, ...]:
     """Send a message over a session, in as many transactions as its recipients need.
 
@@ -80,6 +81,7 @@ async def carry(
         at_once: Recipients in one transaction.
         outcomes: Filled with the outcome of each recipient as soon as it is known, so that a cancel in a later
             transaction does not lose what an earlier one delivered.
+        following: As `Session.transact` has it.
 
     Returns:
         Recipients that the server never heard of, because the session had been closed before: they can go over a new
@@ -89,7 +91,7 @@ async def carry(
     while waiting:
         batch, rest = waiting[:at_once], waiting[at_once:]
         try:
-            result = await session.transact(message, batch)
+            result = await session.transact(message, batch, None if rest else following)
         except asyncio.CancelledError:
             if session.in_doubt:
                 outcomes.update(dict.fromkeys(batch, _STOPPED_IN_DOUBT))

@@ -121,6 +121,7 @@ class Engine:
     async def _live(self) -> None:
         async with anyio.create_task_group() as outer:
             outer.start_soon(self._claims.keep_leases)
+            outer.start_soon(self._router.watch)
             recording = anyio.CancelScope()
             recorded = anyio.Event()
             outer.start_soon(_run_in, recording, self._recorder.run, recorded)
@@ -128,6 +129,7 @@ class Engine:
             recording.cancel()
             await recorded.wait()
             outer.cancel_scope.cancel()
+        await self._router.aclose()
         await self._give_back()
 
     async def _deliver_until_stopped(self) -> None:

@@ -17,6 +17,8 @@ from mailstrom_async.storage.base import Storage
 logger = logging.getLogger("mailstrom_async")
 
 HEAP_CAPACITY = 10_000
+REFILL = 2_000
+"""Deliveries read at once. More would only be read again: a backlog of one destination does not fit into its line."""
 READY_CAPACITY = 10_000
 CLAIMED_AT_MOST = 1_000
 CLAIM_BATCH = 100
@@ -120,7 +122,7 @@ class Scheduler:
             return False
         now = self._clock.now()
         if self._lines.take_left_out() or self._heap.wants_refill or self._refill_wanted:
-            await self._refill(HEAP_CAPACITY)
+            await self._refill(REFILL)
         elif self._look_wanted or (self._look_at is not None and now >= self._look_at):
             await self._refill(LOOKED_AT)
         due = self._heap.pop_due(self._clock.now(), max(0, READY_CAPACITY - len(self._lines)))
@@ -149,7 +151,7 @@ class Scheduler:
         # What waits in the lines is unclaimed as well, so the store names it again: ask for so many more. A shared one
         # names what we have claimed, too.
         limit = count + len(self._lines) + (len(self._claims) if self._storage.shared else 0)
-        full = self._lines.full()
+        full = self._lines.leave_out_full()
         self._look_wanted = False
         self._pushed_while_refilling = set()
         self._heap.begin_refill()

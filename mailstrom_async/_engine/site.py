@@ -2,8 +2,8 @@
 
 import asyncio
 import logging
-from collections import OrderedDict
-from collections.abc import Hashable, Mapping
+from collections import Counter, OrderedDict
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -16,12 +16,12 @@ from mailstrom_async._engine.attempt import (
     open_session,
     unfit_for_host,
 )
-from mailstrom_async._envelope import Delivery
+from mailstrom_async._envelope import Delivery, QueuedMessage
 from mailstrom_async._policy.hosts import Route
 from mailstrom_async._policy.verdict import judge_breakdown
 from mailstrom_async._reply import Phase
 from mailstrom_async._status import Outcome
-from mailstrom_async.smtp.base import Session
+from mailstrom_async.smtp.base import Following, Session
 
 if TYPE_CHECKING:
     from mailstrom_async._engine.sites import Sites
@@ -61,6 +61,7 @@ class Site:
         self._carrying = 0
         self._allowed = min(FIRST_SESSIONS, sites.config.limits.connections_per_host)
         self._idle: list[asyncio.Future[bool]] = []
+        self._dialled: Counter[str] = Counter()  # hosts, so that equals get equal shares (row B17)
 
     def assign(self, delivery: Delivery, route: Route) -> None:
         bundle = self._waiting.get(delivery.message.key)
@@ -76,6 +77,10 @@ class Site:
         self._waiting.clear()
         while self._wake_idle(False):
             pass
+
+    @property
+    def recipients_at_once(self) -> int:
+        return self._sites.config.limits.recipients_per_transaction
 
     @property
     def wants_session(self) -> bool:
@@ -99,23 +104,30 @@ class Site:
     async def run_session(self) -> None:
         """The life of one session: opened when there is work, kept for more, closed when it idles too long."""
         session: Session | None = None
+        lookahead = Lookahead(self)
         try:
-            while self._waiting or (session is not None and session.usable and await self._idle_until_work()):
+            while (
+                self._waiting or lookahead or (session is not None and session.usable and await self._idle_until_work())
+            ):
                 if session is not None and not self._fit(session):
+                    lookahead.give_back()
                     await self._part_from(session)
                     session = None
                 if session is None:
                     session = await self._open()
                     if session is None:
                         return
-                if (bundle := self._take()) is not None:
-                    session = await self._carry(session, bundle)
-                if session is not None and self._sites.crowded and self._had_its_turn(session):
+                if (bundle := lookahead.take() or self.take()) is not None:
+                    session = await self._carry(session, bundle, lookahead)
+                if session is None:
+                    lookahead.give_back()
+                elif self._sites.crowded and self._had_its_turn(session) and not lookahead:
                     return
         except Exception:
             # One session's fault is not the others': its deliveries are settled in _carry, the site goes on.
             logger.exception("a session with %s failed unexpectedly", self.key)
         finally:
+            lookahead.give_back()
             self._sessions -= 1
             if session is not None:
                 await self._part_from(session)
@@ -123,15 +135,25 @@ class Site:
             if self.wants_session:
                 self._sites.want_session(self)
 
+    def may_look_ahead(self, session: Session) -> bool:
+        """Whether the next bundle may be bound to this session: there is work for all the sessions that there may be,
+        and this one will be there for it."""
+        return (
+            len(self._waiting) > self._allowed - self._carrying
+            and session.transactions < self._sites.config.limits.messages_per_connection
+            and not self._sites.closed
+            and not self._sites.crowded
+        )
+
     def _had_its_turn(self, session: Session) -> bool:
         """Whether a connection should go to a site that waits for one. A site's only session carries a few messages
         first: opening it is the dear part."""
         return self._sessions > 1 or session.transactions >= TURN
 
-    def _take(self) -> Bundle | None:
+    def take(self) -> Bundle | None:
         return self._waiting.popitem(last=False)[1] if self._waiting else None
 
-    def _put_back(self, bundle: Bundle) -> None:
+    def put_back(self, bundle: Bundle) -> None:
         if self._sites.closed:
             return  # not attempted: its claims are given back
         key = bundle.deliveries[0].message.key
@@ -177,7 +199,9 @@ class Site:
         started_at = self._sites.settlement.now()
         self._carrying += 1
         try:
-            opened = await open_session(self._sites.connector, self._sites.router.targets(bundle.route))
+            targets = self._sites.router.targets(bundle.route, self._dialled)
+            self._dialled[targets[0].host] += 1
+            opened = await open_session(self._sites.connector, targets)
         finally:
             self._carrying -= 1
         if not isinstance(opened, Unreachable):
@@ -201,7 +225,7 @@ class Site:
         self._waiting.clear()
         return deliveries
 
-    async def _carry(self, session: Session, bundle: Bundle) -> Session | None:
+    async def _carry(self, session: Session, bundle: Bundle, lookahead: "Lookahead") -> Session | None:
         """Carry a bundle over a session; returns the session if it can be used further."""
         started_at = self._sites.settlement.now()
         fresh = session.transactions == 0
@@ -209,7 +233,7 @@ class Site:
         untouched: tuple[str, ...] = ()
         self._carrying += 1
         try:
-            untouched = await self._attempt(session, bundle, outcomes)
+            untouched = await self._attempt(session, bundle, outcomes, lambda: lookahead.reserve(session))
         except asyncio.CancelledError:
             session.abort()
             self._interrupted(session, bundle, outcomes, started_at)
@@ -222,7 +246,7 @@ class Site:
         finally:
             self._carrying -= 1
         if untouched and not fresh and not outcomes:
-            self._put_back(bundle)
+            self.put_back(bundle)
         else:
             # Closed by a host that we just greeted, or half-way through: that is an attempt, or we would spin.
             closed = judge_breakdown(Phase.MAIL, "network", f"{session.target.host} closed the connection before MAIL")
@@ -240,11 +264,15 @@ class Site:
             if self.wants_session:
                 self._sites.want_session(self)
 
-    async def _attempt(self, session: Session, bundle: Bundle, outcomes: dict[str, Outcome]) -> tuple[str, ...]:
+    async def _attempt(
+        self, session: Session, bundle: Bundle, outcomes: dict[str, Outcome], following: Following
+    ) -> tuple[str, ...]:
         """Fill in the outcomes; returns the recipients that the server never heard of."""
         message = bundle.deliveries[0].message
-        at_once = self._sites.config.limits.recipients_per_transaction
-        untouched = await carry(session, message, bundle.recipients, at_once=at_once, outcomes=outcomes)
+        at_once = self.recipients_at_once
+        untouched = await carry(
+            session, message, bundle.recipients, at_once=at_once, outcomes=outcomes, following=following
+        )
         unfit = unfit_for_host(outcomes)
         if not unfit:
             return untouched
@@ -275,6 +303,36 @@ class Site:
         ]
         whole = {**dict.fromkeys(bundle.recipients, STOPPED_BEFORE), **outcomes}
         self._settle(Bundle(bundle.route, begun), whole, started_at, session)
+
+
+class Lookahead:
+    """The bundle that a session will carry next, if its envelope went out with the end of the content before."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._bundle: Bundle | None = None
+
+    def __bool__(self) -> bool:
+        return self._bundle is not None
+
+    def reserve(self, session: Session) -> tuple[QueuedMessage, Sequence[str]] | None:
+        """Bind the next bundle to the session, if there is one to spare."""
+        if not self._site.may_look_ahead(session):
+            return None
+        self._bundle = self._site.take()
+        if self._bundle is None:
+            return None
+        return self._bundle.deliveries[0].message, self._bundle.recipients[: self._site.recipients_at_once]
+
+    def take(self) -> Bundle | None:
+        bundle, self._bundle = self._bundle, None
+        return bundle
+
+    def give_back(self) -> None:
+        """The session is over: another one may carry it."""
+        bundle = self.take()
+        if bundle is not None:
+            self._site.put_back(bundle)
 
 
 def contact_of(session: Session) -> Contact:

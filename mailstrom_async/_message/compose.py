@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from email.message import EmailMessage
 from typing import NamedTuple
 
+from mailstrom_async._config import Limits
 from mailstrom_async._email import Email
 from mailstrom_async._envelope import PreparedEmail
 from mailstrom_async._message import foreign
@@ -66,23 +67,28 @@ class _Written(NamedTuple):
     smtputf8: bool
 
 
-def compose(
-    email: Email | EmailMessage | bytes, envelope: Envelope, stamp: Stamp, *, message_size: int
-) -> PreparedEmail:
+def compose(email: Email | EmailMessage | bytes, envelope: Envelope, stamp: Stamp, *, limits: Limits) -> PreparedEmail:
     """Write an email as it will be stored and sent.
 
     Args:
         email: An `Email`; a stdlib `EmailMessage`; or a whole RFC 5322 message, which is left as it is but for line
             ends, Bcc, and a missing Message-ID or Date.
-        message_size: Bytes; what is larger is refused.
+        limits: What is larger, or for more recipients, is refused.
 
     Raises:
         InvalidEmail: It can't be sent as it is; names the field.
     """
-    written = _write(email, stamp, message_size) if isinstance(email, Email) else _complete(email, stamp, message_size)
-    _check_size(len(written.content), message_size)
+    size = limits.message_size
+    written = _write(email, stamp, size) if isinstance(email, Email) else _complete(email, stamp, size)
+    _check_size(len(written.content), size)
     sender = _reverse_path(envelope, written)
     recipients = _forward_paths(envelope, written)
+    if len(recipients) > limits.recipients:
+        field = "to" if envelope.recipients is None else "recipients"
+        raise Place(field).error(
+            f"{len(recipients)} recipients, and {limits.recipients} are allowed; send several messages, or raise "
+            "Limits.recipients"
+        )
     addresses = tuple(mailbox.address for mailbox in recipients)
     return PreparedEmail(
         message_id=written.message_id,
@@ -120,14 +126,14 @@ def _forward_paths(envelope: Envelope, written: _Written) -> list[Mailbox]:
 
 def _distinct(mailboxes: Iterable[Mailbox]) -> list[Mailbox]:
     """Each mailbox once, as it was first written."""
-    return list({mailbox.identity: mailbox for mailbox in reversed(list(mailboxes))}.values())[::-1]
+    distinct: dict[tuple[str, str], Mailbox] = {}
+    for mailbox in mailboxes:
+        distinct.setdefault(mailbox.identity, mailbox)
+    return list(distinct.values())
 
 
 def _write(email: Email, stamp: Stamp, message_size: int) -> _Written:
-    _check_size(
-        len(email.text or "") + len(email.html or "") + sum(len(part.content) * 4 // 3 for part in email.attachments),
-        message_size,
-    )
+    _check_size(size_of(email), message_size)
     authors = read_addresses(Place("from_"), email.from_)
     if not authors:
         raise Place("from_").error("names nobody; give the author's address")
@@ -138,7 +144,7 @@ def _write(email: Email, stamp: Stamp, message_size: int) -> _Written:
     reply_to = read_addresses(Place("reply_to"), email.reply_to)
     senders: list[Address] = [sender] if sender is not None else []
     message_id = check_id(Place("message_id"), email.message_id, stamp) if email.message_id else stamp.message_id
-    content = build(email.text, email.html, email.attachments, stamp.token)
+    content = build(email, stamp.token)
     fields = [
         *(
             address_field(name, addresses)
@@ -151,7 +157,7 @@ def _write(email: Email, stamp: Stamp, message_size: int) -> _Written:
             )
             if addresses
         ),
-        text_field(Place("subject"), "Subject", email.subject),
+        *([text_field(Place("subject"), "Subject", email.subject)] if email.subject else []),
         f"Date: {format_date(Place('date'), email.date or stamp.now)}\r\n",
         f"Message-ID: <{message_id}>\r\n",
         *_threading(email),
@@ -162,11 +168,17 @@ def _write(email: Email, stamp: Stamp, message_size: int) -> _Written:
     named = mailboxes_of([*authors, *senders, *reply_to, *to, *cc])
     return _Written(
         message_id,
-        "".join(fields).encode() + content.write(),
+        b"".join(("".join(fields).encode(), *content.pieces)),
         sender or next(iter(mailboxes_of(authors)), None),
         list(mailboxes_of([*to, *cc, *bcc])),
         not all(mailbox.local.isascii() for mailbox in named),
     )
+
+
+def size_of(email: Email) -> int:
+    """About how many bytes an email will have."""
+    parts = sum(len(text) for text in (email.text, email.html, email.calendar) if text is not None)
+    return parts + sum([len(attachment.content) * 4 // 3 for attachment in email.attachments])
 
 
 def _recipient_fields(email: Email) -> tuple[tuple[str, str | Sequence[str]], ...]:
@@ -213,7 +225,12 @@ def _custom_fields(email: Email) -> list[str]:
 
 
 def _complete(email: EmailMessage | bytes, stamp: Stamp, message_size: int) -> _Written:
-    content = foreign.flatten(email) if isinstance(email, EmailMessage) else email
+    if isinstance(email, EmailMessage):
+        content = foreign.flatten(email)
+    elif isinstance(email, bytes):  # pyright: ignore[reportUnnecessaryIsInstance] - not every caller checks types
+        content = email
+    else:
+        raise TypeError(f"email must be an Email, an EmailMessage or bytes, and is a {type(email).__name__}")
     _check_size(len(content), message_size)
     message = foreign.take_apart(content)
     authors = message.mailboxes("From")

@@ -7,21 +7,29 @@ from email import policy
 from email.message import EmailMessage
 
 from mailstrom_async._message.addresses import Mailbox, mailboxes_of, read_addresses
-from mailstrom_async._message.headers import address_field
+from mailstrom_async._message.headers import address_field, check_name, literal_field, text_field
 from mailstrom_async._message.ids import Stamp, foreign_id, format_date
 from mailstrom_async._message.lines import LINE_LIMIT, bytes_to_crlf, long_line
 from mailstrom_async._message.place import Place
+from mailstrom_async._message.words import check_text
 
 MESSAGE = Place("email")
 
-ADDRESS_FIELDS = ("From", "Sender", "Reply-To", "To", "Cc", "Bcc")
+HEADER_LIMIT = 4 * 1024 * 1024
+"""Octets: room for a hundred thousand recipients."""
+
+ADDRESS_FIELDS = frozenset({"from", "sender", "reply-to", "to", "cc", "bcc"})
+# What loses its meaning when it is encoded.
+LITERAL_FIELDS = frozenset({"message-id", "in-reply-to", "references", "date", "mime-version"})
 HIDDEN = frozenset({"bcc", "resent-bcc", "return-path"})
 # RFC 5322 section 3.6: at most one of each. Two From fields are how one reader is shown another author than the next.
 ONCE = frozenset(
     {"from", "sender", "reply-to", "to", "cc", "bcc", "message-id", "in-reply-to", "references", "subject", "date"}
 )
 
-_FIELD = re.compile(rb"([!-9;-~]+)[ \t]*:(.*)", re.DOTALL)
+_FIELD = re.compile(rb"([!-9;-~]+):(.*)", re.DOTALL)
+# Readers differ on whether such a line ends the header, and so on what is a field.
+_BLANK_LINE = re.compile(rb"\r\n[ \t]+\r\n")
 _NEXT_FIELD = re.compile(rb"\r\n(?![ \t])")
 
 
@@ -81,6 +89,10 @@ def take_apart(content: bytes) -> Foreign:
     header, separator, body = content.partition(b"\r\n\r\n")
     if not separator:
         header = content.removesuffix(b"\r\n")
+    if len(header) > HEADER_LIMIT:
+        raise MESSAGE.error(f"has a header of more than {HEADER_LIMIT} octets; is there a blank line behind it?")
+    if _BLANK_LINE.search(header + b"\r\n") is not None:
+        raise MESSAGE.error("has a line of nothing but blanks in its header; remove it")
     fields: list[tuple[str, bytes]] = []
     values: dict[str, str] = {}
     for raw in _NEXT_FIELD.split(header):
@@ -97,26 +109,41 @@ def take_apart(content: bytes) -> Foreign:
 def flatten(message: EmailMessage) -> bytes:
     """A stdlib message as bytes.
 
-    The address fields are written by us: the stdlib of some patch levels loses recipients on the way (CVE-2025-1795).
+    Its header is written by us: the stdlib of some patch levels loses recipients (CVE-2025-1795), encodes URLs, and
+    takes line breaks in the names of fields.
 
     Raises:
         InvalidEmail: It can't be written.
     """
     try:
-        named = [(name, str(value)) for name in ADDRESS_FIELDS for value in message.get_all(name, [])]
-        copied = copy.copy(message)
-        for name in ADDRESS_FIELDS:
-            del copied[name]
-        rest = copied.as_bytes(policy=policy.SMTP.clone(cte_type="7bit"))
+        named = [(name, str(value)) for name, value in message.items() if not _is_content(name)]
+        content = copy.copy(message)
+        for name, _ in named:
+            del content[name]
+        body = content.as_bytes(policy=policy.SMTP.clone(cte_type="7bit"))
+    except RecursionError:
+        raise MESSAGE.error("the EmailMessage is nested too deeply; attach fewer parts inside of parts") from None
     except Exception as error:
         # Of this or that kind, depending on what is wrong inside: the stdlib finds out while it writes.
         raise MESSAGE.error(f"the EmailMessage can't be written: {type(error).__name__}") from error
-    own = [
-        address_field(name, addresses)
-        for name, value in named
-        if (addresses := read_addresses(Place("email", name), value))
-    ]
-    return "".join(own).encode() + rest
+    for name in content:
+        check_name(MESSAGE, name)
+    return "".join([_written_anew(name, value) for name, value in named]).encode() + body
+
+
+def _is_content(name: str) -> bool:
+    return name.lower().startswith("content-")
+
+
+def _written_anew(name: str, value: str) -> str:
+    check_name(MESSAGE, name)
+    place, known = Place("email", name), name.lower()
+    if known in ADDRESS_FIELDS:
+        addresses = read_addresses(place, value)
+        return address_field(name, addresses) if addresses else ""
+    if known in LITERAL_FIELDS or known.startswith("list-"):
+        return literal_field(place, name, value.split())
+    return text_field(place, name, value)
 
 
 def recipients_of(message: Foreign) -> list[Mailbox]:
@@ -125,16 +152,20 @@ def recipients_of(message: Foreign) -> list[Mailbox]:
 
 
 def _field(raw: bytes) -> tuple[str, str]:
-    if raw.startswith(b"From "):
+    if raw.startswith(b"From ") and not raw.startswith(b"From :"):
         raise MESSAGE.error('begins with an mbox "From " line; remove it')
     match = _FIELD.fullmatch(raw)
     if match is None:
         # Its text stays out: whatever line of a broken header this is, it may name a hidden recipient.
         raise MESSAGE.error(
-            'has a line in its header that is no field; write "Name: value", and a blank line at its end'
+            'has a line in its header that is no field; write "Name: value", without a blank before the colon, and an '
+            "empty line behind the last one"
         )
     name = match[1].decode("ascii")
+    place = Place("email", name)
     try:
-        return name.lower(), match[2].replace(b"\r\n", b"").decode().strip(" \t")
+        value = match[2].replace(b"\r\n", b"").decode().strip(" \t")
     except UnicodeDecodeError:
-        raise Place("email", name).error("is not UTF-8; encode it (RFC 2047)") from None
+        raise place.error("is not UTF-8; encode it (RFC 2047)") from None
+    check_text(place, value)
+    return name.lower(), value

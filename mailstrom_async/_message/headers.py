@@ -16,7 +16,9 @@ FOLD_AT = 78
 """Characters of a line, where there is a place to fold (RFC 5322 section 2.1.1)."""
 NAME_LIMIT = FOLD_AT - 1
 PHRASE_LIMIT = 60
-"""A longer quoted name, or a longer word in a name, goes out as encoded-words: these can be folded."""
+"""Characters of a quoted name that can't be folded, as it has several blanks in a row; a longer one is encoded."""
+PHRASE_WORD_LIMIT = 200
+"""Characters of a word in a name; one with a longer word is encoded."""
 
 _FIELD_NAME = re.compile(r"[!-9;-~]+")
 _ATOMS = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?: [A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*")
@@ -40,6 +42,12 @@ def check_name(place: Place, name: str) -> None:
 
 def fold(name: str, tokens: Iterable[str]) -> str:
     """A header field, its tokens joined by blanks, folded between them. A token is never broken."""
+    tokens = list(tokens)
+    line = f"{name}: {' '.join(tokens)}"
+    return f"{line}\r\n" if len(line) <= FOLD_AT else _folded(name, tokens)
+
+
+def _folded(name: str, tokens: list[str]) -> str:
     lines: list[str] = []
     line = f"{name}:"
     for token in tokens:
@@ -132,11 +140,16 @@ def phrase(name: str) -> list[str]:
     """A display name: as it is, in quotes, or as encoded-words, whichever comes first of those that can say it."""
     if "=?" not in name:
         if _ATOMS.fullmatch(name) is not None:
-            words = name.split(" ")
-            if max(map(len, words)) <= PHRASE_LIMIT:
-                return words
-        elif _PRINTABLE.fullmatch(name) is not None and len(name) <= PHRASE_LIMIT:
-            return [quoted(name)]
+            text = name
+        elif _PRINTABLE.fullmatch(name) is not None:
+            text = quoted(name)
+        else:
+            return encode_words(name)
+        words = text.split(" ")
+        if all(words) and max(map(len, words)) <= PHRASE_WORD_LIMIT:
+            return words
+        if len(text) <= PHRASE_LIMIT:
+            return [text]
     return encode_words(name)
 
 

@@ -2,8 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from email.utils import format_datetime
+from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 from mailstrom_async._message.place import Place
@@ -16,6 +15,8 @@ _ATEXT = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
 _NEW_ID = re.compile(rf"{_ATEXT}(?:\.{_ATEXT})*@(?:{_ATEXT}(?:\.{_ATEXT})*|\[[!-Z^-~]*\])")
 # What others put in theirs is no concern of ours, as long as it stays between its brackets.
 _FOREIGN_ID = re.compile(r"<([!-;=?-~]+)>")
+_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
 class Stamp(NamedTuple):
@@ -88,9 +89,14 @@ def format_date(place: Place, moment: datetime) -> str:
     offset = moment.utcoffset()
     if offset is None or offset.total_seconds() % 60:
         try:
-            moment = moment.astimezone(UTC)
+            moment, offset = moment.astimezone(UTC), timedelta(0)
         except OverflowError:
             raise place.error(f"{moment.isoformat()} can't be written as a date") from None
     if moment.year < 1900:
         raise place.error(f"{moment.isoformat()} can't be written as a date: RFC 5322 knows none before 1900")
-    return format_datetime(moment)
+    ahead = offset // timedelta(minutes=1)
+    sign, (hours, minutes) = "-" if ahead < 0 else "+", divmod(abs(ahead), 60)
+    return (
+        f"{_DAYS[moment.weekday()]}, {moment.day:02} {_MONTHS[moment.month - 1]} {moment.year} "
+        f"{moment.hour:02}:{moment.minute:02}:{moment.second:02} {sign}{hours:02}{minutes:02}"
+    )

@@ -2,16 +2,23 @@
 
 import binascii
 import re
+import struct
+import weakref
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from mailstrom_async._email import Attachment
+from mailstrom_async._email import Attachment, Email
 from mailstrom_async._message.headers import fold
-from mailstrom_async._message.lines import bytes_to_crlf, is_seven_bit, text_to_crlf
+from mailstrom_async._message.lines import bytes_to_crlf, is_seven_bit, long_line, text_to_crlf
 from mailstrom_async._message.place import Place
 from mailstrom_async._message.words import check_text
 
 BASE64_LINE = 76
+BASE64_BLOCK = 128
+"""Lines that are encoded in one go: many, for speed, but so few that the event loop is not held up: binascii keeps the
+interpreter's lock."""
+REMEMBERED = 4 * 1024 * 1024
+"""Octets of an attachment up to which its encoded form is kept, for the next mail with the same one."""
 FILENAME_LIMIT = 255
 PARAMETER_LINE = 60
 
@@ -25,75 +32,115 @@ _SIMPLE_NAME = re.compile(r"[ !#-\[\]-~]+")
 # They turn what a reader sees of a name around: "exe.gpj" for "jpg.exe".
 _DIRECTION = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _QP_SAFE = bytes(range(32, 127)).replace(b"=", b"") + b"\t\r\n"
+_BLOCK = struct.Struct(f"{BASE64_LINE}s" * BASE64_BLOCK)
+_METHOD = re.compile(r"^METHOD:([A-Z-]{1,40})[ \t]*$", re.MULTILINE | re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class Entity:
-    """A body and the fields that describe it, both with CRLF line ends (RFC 2045 section 2.4)."""
+    """A body and the fields that describe it, with CRLF line ends (RFC 2045 section 2.4).
+
+    Attributes:
+        fields: The Content-* fields.
+        body: In pieces, which are joined once, when the message is whole: an attachment may be large.
+    """
 
     fields: str
-    body: bytes
+    body: tuple[bytes, ...]
 
-    def write(self) -> bytes:
-        return self.fields.encode("ascii") + b"\r\n" + self.body
+    @property
+    def pieces(self) -> tuple[bytes, ...]:
+        return (self.fields.encode("ascii") + b"\r\n", *self.body)
 
 
-def build(text: str | None, html: str | None, attachments: tuple[Attachment, ...], token: str) -> Entity:
-    """The whole content of an email.
+def build(email: Email, token: str) -> Entity:
+    """The whole content of an email: text, HTML and calendar as alternatives, inline images beside the HTML, and the
+    other attachments behind it all.
 
     Args:
-        text: The plain text.
-        html: The HTML, shown in its place where the reader can.
-        attachments: Those with an inline_id belong to the HTML.
         token: Random text, which makes the boundaries unlike anything in the parts.
 
     Raises:
-        InvalidEmail: An attachment can't be sent so.
+        InvalidEmail: A part can't be sent so.
     """
-    inline = [attachment_entity(attachment) for attachment in attachments if attachment.inline_id is not None]
-    others = [attachment_entity(attachment) for attachment in attachments if attachment.inline_id is None]
+    inline = [attachment_entity(attachment) for attachment in email.attachments if attachment.inline_id is not None]
+    others = [attachment_entity(attachment) for attachment in email.attachments if attachment.inline_id is None]
     bodies: list[Entity] = []
-    if text is not None or html is None:
-        bodies.append(text_entity("text", text or "", "plain"))
-    if html is not None:
-        page = text_entity("html", html, "html")
+    if email.text is not None or (email.html is None and email.calendar is None):
+        bodies.append(text_entity("text", email.text or "", "plain"))
+    if email.html is not None:
+        page = text_entity("html", email.html, "html")
         bodies.append(multipart("related", [page, *inline], f"{token}r") if inline else page)
     elif inline:
         others = [*inline, *others]
+    if email.calendar is not None:
+        bodies.append(calendar_entity(email.calendar))
     whole = bodies[0] if len(bodies) == 1 else multipart("alternative", bodies, f"{token}a")
     return multipart("mixed", [whole, *others], f"{token}m") if others else whole
 
 
-def text_entity(field: str, text: str, subtype: str) -> Entity:
+def text_entity(field: str, text: str, subtype: str, parameters: str = "") -> Entity:
     """Text in UTF-8: as it is if mail can carry it so, else encoded, whichever way is shorter."""
     try:
         raw = text_to_crlf(text).encode()
     except UnicodeEncodeError:
         raise Place(field).error("contains a lone surrogate, which is no character; decode it rightly first") from None
-    charset = "us-ascii" if raw.isascii() else "utf-8"
-    if is_seven_bit(raw):
-        encoding, body = "7bit", raw
-    elif 2 * len(raw.translate(None, _QP_SAFE)) > len(raw) // 3:
-        encoding, body = "base64", base64_lines(raw)
+    # Control characters are encoded too: some software ends a line at some of them.
+    escaped = raw.translate(None, _QP_SAFE)
+    charset = "us-ascii" if escaped.isascii() else "utf-8"
+    encoding: str
+    body: tuple[bytes, ...]
+    if not escaped.replace(b"=", b"") and long_line(raw) is None:
+        encoding, body = "7bit", (raw,)
+    elif 2 * len(escaped) > len(raw) // 3:
+        encoding, body = "base64", base64_pieces(raw)
     else:
-        encoding, body = "quoted-printable", quoted_printable(raw)
+        encoding, body = "quoted-printable", (quoted_printable(raw),)
     return Entity(
-        f'Content-Type: text/{subtype}; charset="{charset}"\r\nContent-Transfer-Encoding: {encoding}\r\n', body
+        f'Content-Type: text/{subtype};{parameters} charset="{charset}"\r\nContent-Transfer-Encoding: {encoding}\r\n',
+        body,
     )
 
 
+def calendar_entity(calendar: str) -> Entity:
+    """An iCalendar object, which readers that know it show as an invitation (RFC 6047 section 2.4)."""
+    method = _METHOD.search(text_to_crlf(calendar).replace("\r\n", "\n"))
+    if method is None or not calendar.lstrip("\ufeff \t\r\n").upper().startswith("BEGIN:VCALENDAR"):
+        raise Place("calendar").error(
+            "is not an invitation: it must begin with BEGIN:VCALENDAR and have a line such as METHOD:REQUEST"
+        )
+    return text_entity("calendar", calendar, "calendar", f" method={method[1].upper()};")
+
+
+# By identity, as comparing contents costs more than encoding them again. An entry goes when its attachment does.
+_remembered: dict[int, tuple[weakref.ref[Attachment], Entity]] = {}
+
+
 def attachment_entity(attachment: Attachment) -> Entity:
-    """An attachment; its bytes arrive as they are."""
+    """An attachment; its bytes arrive as they are. Who sends the same `Attachment` again has it encoded once."""
+    key = id(attachment)
+    known = _remembered.get(key)
+    if known is not None and known[0]() is attachment:
+        return known[1]
+    entity = _encoded(attachment)
+    if len(attachment.content) <= REMEMBERED:
+        _remembered[key] = weakref.ref(attachment, lambda _: _remembered.pop(key, None)), entity
+    return entity
+
+
+def _encoded(attachment: Attachment) -> Entity:
     match = _CONTENT_TYPE.fullmatch(attachment.content_type)
     if match is None or len(attachment.content_type) > 500:
         given = ATTACHMENTS.quote(attachment.content_type)
         raise ATTACHMENTS.error(f"{given} is not a content type; write it like application/pdf")
     if match[1].lower() == "multipart":
         raise ATTACHMENTS.error("a multipart can't be attached; attach its parts")
+    encoding: str
+    body: tuple[bytes, ...]
     if match[1].lower() == "message":
-        encoding, body = "7bit", _attached_message(attachment.content)
+        encoding, body = "7bit", (_attached_message(attachment.content),)
     else:
-        encoding, body = "base64", base64_lines(attachment.content)
+        encoding, body = "base64", base64_pieces(attachment.content)
     fields = [
         fold("Content-Type", _separated(f"{match[1]}/{match[2]}", _PARAMETER.findall(match[3]))),
         f"Content-Transfer-Encoding: {encoding}\r\n",
@@ -163,15 +210,25 @@ def multipart(subtype: str, parts: list[Entity], boundary: str) -> Entity:
     delimiter = f"--{boundary}\r\n".encode("ascii")
     pieces: list[bytes] = []
     for part in parts:
-        pieces += [delimiter, part.fields.encode("ascii"), b"\r\n", part.body, b"\r\n"]
+        pieces += [delimiter, *part.pieces, b"\r\n"]
     pieces.append(f"--{boundary}--\r\n".encode("ascii"))
-    return Entity(f'Content-Type: multipart/{subtype};\r\n boundary="{boundary}"\r\n', b"".join(pieces))
+    return Entity(f'Content-Type: multipart/{subtype};\r\n boundary="{boundary}"\r\n', tuple(pieces))
 
 
-def base64_lines(content: bytes) -> bytes:
-    encoded = binascii.b2a_base64(content, newline=False)
-    lines = [encoded[start : start + BASE64_LINE] for start in range(0, len(encoded), BASE64_LINE)]
-    return b"\r\n".join(lines) + b"\r\n"
+def base64_pieces(content: bytes) -> tuple[bytes, ...]:
+    """Base64 in lines, in pieces of BASE64_BLOCK lines."""
+    pieces: list[bytes] = []
+    size = BASE64_LINE // 4 * 3 * BASE64_BLOCK
+    view = memoryview(content)
+    whole = len(content) - len(content) % size
+    for start in range(0, whole, size):
+        encoded = binascii.b2a_base64(view[start : start + size], newline=False)
+        pieces.append(b"\r\n".join((*_BLOCK.unpack(encoded), b"")))
+    if whole < len(content) or not content:
+        rest = binascii.b2a_base64(view[whole:], newline=False)
+        lines = [rest[start : start + BASE64_LINE] for start in range(0, len(rest), BASE64_LINE)]
+        pieces.append(b"\r\n".join(lines) + b"\r\n")
+    return tuple(pieces)
 
 
 def quoted_printable(text: bytes) -> bytes:

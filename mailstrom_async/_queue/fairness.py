@@ -136,9 +136,11 @@ class ReadyLines:
         """How many deliveries of a destination may be claimed at a time."""
         return self._windows.get(destination, self._share.least)
 
-    def full(self) -> set[str]:
-        """The destinations whose line is full: the store need not tell of more of theirs."""
-        return {destination for destination, line in self._lines.items() if len(line) >= self._share.line}
+    def leave_out_full(self) -> set[str]:
+        """The destinations whose line is full. The store need not tell of more of theirs: they count as left out."""
+        full = {destination for destination, line in self._lines.items() if len(line) >= self._share.line}
+        self._left_out |= full
+        return full
 
     def take_left_out(self) -> bool:
         """Whether deliveries were left to the store whose line has room again; asks for a refill, once."""

@@ -1,7 +1,9 @@
 """The resolver that the library uses: c-ares, through aiodns."""
 
 import asyncio
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
 from ipaddress import ip_address
 from typing import Literal
@@ -13,19 +15,43 @@ from mailstrom_async._config import NAMED_NAMESERVERS
 from mailstrom_async._errors import ResolutionFailed, ResolverError
 from mailstrom_async.dns.base import MX, AddressAnswer, IPAddress, MXAnswer
 
+logger = logging.getLogger("mailstrom_async")
+
 LONGEST_TTL = timedelta(days=1)
 NEGATIVE_TTL = timedelta(seconds=60)
 """How long "there is none" holds: c-ares does not tell what the zone says."""
 TRIES = 3
+MOST_ALIASES = 10
+"""CNAMEs behind one another. RFC 1034 section 3.6.2 wants none behind another; nobody needs that many."""
+CHANNEL_LIFE = 60.0
+"""Seconds. c-ares keeps answers by their TTL, but "no records of this type" for an hour, whatever the zone says (seen
+in 1.34.9), and offers no way to make it forget. Only a new channel does."""
 
-NODATA, NXDOMAIN, BAD_NAME = 1, 4, 8
+NODATA, NXDOMAIN, BAD_NAME, NOBODY_LISTENS = 1, 4, 8, 11
 
 # RFC 1035 section 3.2.2, RFC 3596 section 2.1; those of pycares have no types.
 TYPE_A, TYPE_MX, TYPE_AAAA = 1, 15, 28
 
 
+@dataclass(slots=True, eq=False)
+class _Channel:
+    resolver: aiodns.DNSResolver
+    fresh_until: float
+    lookups: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What one question brought: the records of the type asked for, the CNAMEs beside them, and how long that holds."""
+
+    ttl: timedelta
+    exists: bool = True
+    records: tuple[object, ...] = ()
+    aliases: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
 class AiodnsResolver:
-    """Looks names up with the given nameservers, or the system's.
+    """Looks names up with the given nameservers, or the system's; in DNS only, not in /etc/hosts.
 
     Args:
         nameservers: "ip", "ip:port", "[ipv6]:port", "google", "cloudflare" or "quad9"; none: the system's.
@@ -35,30 +61,23 @@ class AiodnsResolver:
     def __init__(self, nameservers: Sequence[str] = (), *, timeout: timedelta) -> None:
         self._nameservers = [address for server in nameservers for address in NAMED_NAMESERVERS.get(server, (server,))]
         self._timeout = timeout
-        self._resolver: aiodns.DNSResolver | None = None
+        self._channel: _Channel | None = None
+        self._retired: set[_Channel] = set()
 
     async def open(self) -> None:
         try:
-            self._resolver = aiodns.DNSResolver(
-                nameservers=self._nameservers or None,
-                timeout=max(self._timeout.total_seconds() / TRIES / 2, 0.1),
-                tries=TRIES,
-            )
+            self._channel = self._new_channel()
         except (aiodns.error.DNSError, pycares.AresError, ValueError, OSError) as error:
             servers = ", ".join(self._nameservers) or "the system's nameservers"
             raise ResolverError(f"the DNS resolver can't use {servers}: {error}; set nameservers") from error
 
     async def mx(self, domain: str) -> MXAnswer:
-        records, exists, ttl = await self._query(domain, "MX", TYPE_MX)
-        exchangers = tuple(MX(data.priority, data.exchange.rstrip(".").lower()) for data in records)  # type: ignore[attr-defined]
-        return MXAnswer(exchangers, exists, ttl)
+        answer = await self._look_up(domain, "MX")
+        exchangers = tuple(MX(data.priority, _as_name(data.exchange)) for data in answer.records)  # type: ignore[attr-defined]
+        return MXAnswer(exchangers, answer.exists, answer.ttl)
 
     async def addresses(self, host: str) -> AddressAnswer:
-        answers = await asyncio.gather(
-            self._query(host, "A", TYPE_A),
-            self._query(host, "AAAA", TYPE_AAAA),
-            return_exceptions=True,
-        )
+        answers = await asyncio.gather(self._look_up(host, "A"), self._look_up(host, "AAAA"), return_exceptions=True)
         found: list[IPAddress] = []
         ttls: list[timedelta] = []
         exists = False
@@ -69,56 +88,112 @@ class AiodnsResolver:
             elif isinstance(answer, BaseException):
                 raise answer
             else:
-                found.extend(ip_address(data.addr) for data in answer[0])  # type: ignore[attr-defined]
-                exists = exists or answer[1]
-                ttls.append(answer[2])
+                found.extend(ip_address(data.addr) for data in answer.records)  # type: ignore[attr-defined]
+                exists = exists or answer.exists
+                ttls.append(answer.ttl)
         if failure is not None and not found:
             raise failure
         return AddressAnswer(tuple(found), exists, min(ttls))
 
     async def aclose(self) -> None:
-        resolver, self._resolver = self._resolver, None
-        if resolver is not None:
-            await resolver.close()
+        channels = [*self._retired, self._channel]
+        self._channel = None
+        self._retired.clear()
+        for channel in channels:
+            if channel is not None:
+                await channel.resolver.close()
 
-    async def _query(
-        self, name: str, kind: Literal["MX", "A", "AAAA"], type_code: int
-    ) -> tuple[list[object], bool, timedelta]:
-        """The records of a type, whether the name exists, and how long that holds."""
-        if self._resolver is None:
-            raise ResolutionFailed(f"{name} {kind}: the resolver is not open")
+    async def _look_up(self, name: str, kind: Literal["MX", "A", "AAAA"]) -> _Answer:
+        """The records of a type, CNAMEs followed: nameservers do that (RFC 1034 section 5.3.1), but not all of them."""
+        what = f"{name} {kind}"
+        ttl = LONGEST_TTL
+        aliases: dict[str, str] = {}
+        asked = _as_name(name)
         try:
             async with asyncio.timeout(self._timeout.total_seconds()):
-                result = await self._resolver.query_dns(name, kind)
+                while True:
+                    answer = await self._ask(asked, kind, what)
+                    ttl = min(ttl, answer.ttl)
+                    aliases.update(answer.aliases)
+                    end = end_of_chain(_as_name(name), aliases)
+                    if answer.records or not answer.exists or end == asked:
+                        return _Answer(ttl, answer.exists, answer.records)
+                    asked = end
         except TimeoutError:
-            raise ResolutionFailed(f"looking up {name} {kind} took too long") from None
+            raise ResolutionFailed(f"looking up {what} took too long") from None
+
+    async def _ask(self, name: str, kind: Literal["MX", "A", "AAAA"], what: str) -> _Answer:
+        channel = await self._fresh_channel()
+        channel.lookups += 1
+        try:
+            result = await channel.resolver.query_dns(name, kind)
         except aiodns.error.DNSError as error:
             code = error.args[0] if error.args else 0
-            if code == NODATA:
-                return [], True, NEGATIVE_TTL
-            if code in (NXDOMAIN, BAD_NAME):
-                return [], False, NEGATIVE_TTL
+            if code in (NODATA, NXDOMAIN, BAD_NAME):
+                return _Answer(NEGATIVE_TTL, exists=code == NODATA)
             text = error.args[1] if len(error.args) > 1 else str(error)
-            raise ResolutionFailed(f"looking up {name} {kind} failed: {text}") from error
-        records = [record for record in result.answer if record.type == type_code]
-        if not records and _circles(name, result):
-            raise ResolutionFailed(f"looking up {name} {kind} failed: its CNAME records lead in a circle")
-        ttl = min((timedelta(seconds=record.ttl) for record in result.answer), default=NEGATIVE_TTL)
-        return [record.data for record in records], True, min(ttl, LONGEST_TTL)
+            raise ResolutionFailed(f"looking up {what} failed: {text}", unreachable=code == NOBODY_LISTENS) from error
+        finally:
+            channel.lookups -= 1
+            if channel in self._retired and not channel.lookups:
+                self._retired.discard(channel)
+                await channel.resolver.close()
+        wanted = {"MX": TYPE_MX, "A": TYPE_A, "AAAA": TYPE_AAAA}[kind]
+        return _Answer(
+            min((timedelta(seconds=record.ttl) for record in result.answer), default=NEGATIVE_TTL),
+            records=tuple(record.data for record in result.answer if record.type == wanted),
+            aliases={
+                _as_name(record.name): _as_name(record.data.cname)
+                for record in result.answer
+                if isinstance(record.data, pycares.CNAMERecordData)
+            },
+        )
+
+    async def _fresh_channel(self) -> _Channel:
+        channel = self._channel
+        if channel is None:
+            raise ResolutionFailed("the resolver is not open")
+        if asyncio.get_running_loop().time() < channel.fresh_until:
+            return channel
+        try:
+            self._channel = self._new_channel()
+        except (aiodns.error.DNSError, pycares.AresError, OSError) as error:
+            logger.warning("the DNS resolver could not be renewed and goes on as it is: %s", error)
+            channel.fresh_until += CHANNEL_LIFE
+            return channel
+        if channel.lookups:
+            self._retired.add(channel)  # the last of its lookups closes it
+        else:
+            await channel.resolver.close()
+        return self._channel
+
+    def _new_channel(self) -> _Channel:
+        resolver = aiodns.DNSResolver(
+            nameservers=self._nameservers or None,
+            # c-ares doubles it with each try.
+            timeout=max(self._timeout.total_seconds() / TRIES / 2, 0.1),
+            tries=TRIES,
+        )
+        return _Channel(resolver, asyncio.get_running_loop().time() + CHANNEL_LIFE)
 
 
-def _circles(name: str, result: pycares.DNSResult) -> bool:
-    # c-ares reports a circle of CNAMEs as a success without the records asked for (measured).
-    aliases = {
-        record.name.rstrip(".").lower(): record.data.cname.rstrip(".").lower()
-        for record in result.answer
-        if isinstance(record.data, pycares.CNAMERecordData)
-    }
-    seen: set[str] = set()
-    name = name.rstrip(".").lower()
-    while name in aliases:
-        if name in seen:
-            return True
-        seen.add(name)
-        name = aliases[name]
-    return False
+def end_of_chain(name: str, aliases: Mapping[str, str]) -> str:
+    """Where CNAMEs lead from a name; the name itself if it has none.
+
+    Raises:
+        ResolutionFailed: In a circle, or too far. Either is a mistake in a zone, which somebody may mend.
+    """
+    chain = [name]
+    while chain[-1] in aliases:
+        chain.append(aliases[chain[-1]])
+        if chain[-1] in chain[:-1]:
+            raise ResolutionFailed(f"looking up {name} failed: its CNAME records lead in a circle")
+        if len(chain) > MOST_ALIASES + 1:
+            raise ResolutionFailed(
+                f"looking up {name} failed: it has more than {MOST_ALIASES} CNAME records in a chain"
+            )
+    return chain[-1]
+
+
+def _as_name(text: str) -> str:
+    return text.rstrip(".").lower()

@@ -102,6 +102,11 @@ class TransactionResult:
     untouched: bool = False
 
 
+Following = Callable[[], tuple[QueuedMessage, Sequence[str]] | None]
+"""Names the message, and its recipients, that will be sent next on a session; None: none yet. Called once, at the last
+moment at which it is of use."""
+
+
 class Session(Protocol):
     """**Protocol:** an SMTP connection after EHLO (and STARTTLS, and AUTH), ready for a transaction."""
 
@@ -131,8 +136,14 @@ class Session(Protocol):
         """What was said since the begin of the last transaction, without content and credentials."""
         ...
 
-    async def transact(self, message: QueuedMessage, recipients: Sequence[str]) -> TransactionResult:
+    async def transact(
+        self, message: QueuedMessage, recipients: Sequence[str], following: Following | None = None
+    ) -> TransactionResult:
         """Send a message to recipients. Never raises for what the server does.
+
+        Args:
+            following: What it names must be the next that is sent, as its envelope may go out together with the end of
+                this content, which saves a round trip. If it is not, the session is of no use any more.
 
         Cancelled, the connection is aborted, so that nothing that was buffered still gets out; if the final dot was
         sent, the outcome is unknown.

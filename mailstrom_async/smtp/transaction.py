@@ -1,7 +1,7 @@
 """One mail transaction: from MAIL to the reply after the final dot (RFC 5321 section 3.3)."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -49,6 +49,11 @@ class Envelope:
     mail: bytes
     rcpt: tuple[tuple[str, bytes], ...]
 
+    @property
+    def group(self) -> list[bytes]:
+        """The commands that go out together (RFC 2920 section 3.1: DATA may be the last of a group)."""
+        return [self.mail, *(command for _, command in self.rcpt), DATA]
+
     @classmethod
     def write(cls, message: QueuedMessage, recipients: Sequence[str], offers: Offers) -> "Envelope":
         """Raises ValueError if an address can't stand in a command."""
@@ -90,6 +95,10 @@ def _policy(reason: str, enhanced: str) -> Breakdown:
     return Breakdown(Phase.MAIL, "policy", reason, enhanced=enhanced)
 
 
+def _nothing_follows() -> None:
+    return None
+
+
 class Transaction:
     """Carries one message to its recipients over a wire.
 
@@ -97,12 +106,21 @@ class Transaction:
         unfinished: The server may still hold an envelope of ours: RSET before the next one.
     """
 
-    def __init__(self, wire: Wire, target: Target, timeouts: Timeouts, *, pipelining: bool) -> None:
+    def __init__(
+        self, wire: Wire, target: Target, timeouts: Timeouts, *, pipelining: bool, begun: bool = False
+    ) -> None:
+        """
+        Args:
+            pipelining: The server offers it.
+            begun: The envelope went out with the content of the message before.
+        """
         self.unfinished = True
         self._wire = wire
         self._target = target
         self._timeouts = timeouts
         self._pipelining = pipelining
+        self._begun = begun
+        self._write_next: Callable[[], Envelope | None] = _nothing_follows
         self._phase = Phase.MAIL
         self._unanswered = False  # the whole message is written, its reply is not here
         self._reset_refused = False
@@ -110,13 +128,23 @@ class Transaction:
         self._accepted: list[str] = []
         self._postponed: list[str] = []
 
-    async def run(self, message: QueuedMessage, envelope: Envelope, *, reset: bool, reused: bool) -> TransactionResult:
+    async def run(
+        self,
+        message: QueuedMessage,
+        envelope: Envelope,
+        *,
+        reset: bool,
+        reused: bool,
+        write_next: Callable[[], Envelope | None],
+    ) -> TransactionResult:
         """Send it, and sort the recipients by what was answered.
 
         Args:
             reset: Begin with RSET.
             reused: The session had a transaction before, so that no blame falls on the server if it is closed now.
+            write_next: Called when the end of the content goes out: the envelope to send along.
         """
+        self._write_next = write_next
         breakdown = None
         untouched = False
         try:
@@ -158,9 +186,8 @@ class Transaction:
         return Breakdown(self._phase, broken.cause, reason)
 
     async def _converse(self, message: QueuedMessage, envelope: Envelope, *, reset: bool) -> None:
-        if self._pipelining:
-            # RFC 2920 section 3.1: DATA may be the last command of the group.
-            self._wire.send([*([RSET] if reset else []), envelope.mail, *(rcpt for _, rcpt in envelope.rcpt), DATA])
+        if self._pipelining and not self._begun:
+            self._wire.send([RSET, *envelope.group] if reset else envelope.group)
         if reset and not (await self._ask(Phase.MAIL, RSET)).positive:
             self._reset_refused = True
             raise Broken("network", "refused to begin another transaction")
@@ -239,10 +266,22 @@ class Transaction:
                 await self._wire.drain(self._timeouts.block.total_seconds())
                 if self._wire.answered:
                     return False
-            self._unanswered = self._wire.write(view[start : start + CHUNK]) and start + CHUNK >= len(view)
+            if start + CHUNK < len(view):
+                self._wire.write(view[start : start + CHUNK])
+            else:
+                self._unanswered = self._end(view[start:])
         if self._wire.unsent:
             await self._wire.drain(self._timeouts.block.total_seconds())
         return not self._wire.unsent
+
+    def _end(self, rest: memoryview) -> bool:
+        """Send the end of the content, with the next envelope behind it where that is possible: the end of the content
+        is the begin of another group (RFC 2920 section 3.1). Whether it could be written."""
+        following = self._write_next() if self._pipelining and not self._postponed else None
+        if following is None:
+            return self._wire.write(rest)
+        self._wire.expect(len(following.group))
+        return self._wire.write(b"".join([rest, *following.group]))
 
     async def _ask(self, phase: Phase, command: bytes) -> Answer:
         """Send a command, unless it went out with its group, and wait for its reply."""
