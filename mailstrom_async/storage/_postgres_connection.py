@@ -1,0 +1,274 @@
+"""Connections to PostgreSQL: made when they are needed, kept, given up when they break, and made again.
+
+Nothing here is kept on the server between two transactions, so a PgBouncer in transaction mode may stand in between.
+The one exception is the listener, in `_postgres_listener`.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar, cast
+from urllib.parse import urlsplit
+
+from mailstrom_async._errors import StorageError
+from mailstrom_async.storage._postgres_errors import AGAIN, ConnectionLost, storage_error
+
+try:
+    import asyncpg  # type: ignore[import-untyped]
+except ImportError as error:
+    raise ImportError("PostgresStorage needs asyncpg: pip install 'mailstrom-async[postgres]'") from error
+
+T = TypeVar("T")
+Row = Sequence[Any]
+
+FIRST_PAUSE = 0.05
+LONGEST_PAUSE = 2.0
+TRIES = 5
+"""How often a transaction is begun again that others made fail."""
+
+DRIVER_ERRORS: tuple[type[Exception], ...] = cast(
+    "tuple[type[Exception], ...]",
+    (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError),
+)
+
+
+class Connection(Protocol):
+    """**Protocol:** what we use of asyncpg's connections."""
+
+    async def fetch(self, query: str, *args: object) -> Sequence[Row]: ...
+
+    async def execute(self, query: str, *args: object) -> str: ...
+
+    async def close(self, *, timeout: float) -> None: ...
+
+    async def add_listener(self, channel: str, callback: Callable[[object, int, str, str], None]) -> None: ...
+
+    def transaction(self) -> AbstractAsyncContextManager[object]: ...
+
+    def add_termination_listener(self, callback: Callable[[object], None]) -> None: ...
+
+    def is_in_transaction(self) -> bool: ...
+
+    def is_closed(self) -> bool: ...
+
+    def terminate(self) -> None: ...
+
+
+# asyncpg has no type hints.
+_connect = cast("Callable[..., Awaitable[Connection]]", asyncpg.connect)  # pyright: ignore[reportUnknownMemberType]
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where and how to connect.
+
+    Attributes:
+        patience: Seconds to wait for a connection, or for the answer to a statement.
+        statement_cache_size: 0: nothing is prepared on the server (PgBouncer).
+    """
+
+    dsn: str
+    schema: str
+    patience: float
+    statement_cache_size: int
+
+    @property
+    def name(self) -> str:
+        """What to call it in messages: no password, no parameters."""
+        parts = urlsplit(self.dsn)
+        host = parts.netloc.rpartition("@")[2]
+        return f"PostgreSQL {host or 'on this host'}{parts.path}"
+
+    async def connect(self) -> Connection:
+        """Raises StorageError; `ConnectionLost` if it is worth trying again."""
+        try:
+            # By the libpq environment variables and defaults where the DSN is silent.
+            return await _connect(
+                self.dsn,
+                timeout=self.patience,
+                command_timeout=self.patience,
+                statement_cache_size=self.statement_cache_size,
+                server_settings={"application_name": "mailstrom_async"},
+            )
+        except DRIVER_ERRORS as error:
+            raise storage_error(self.name, error) from error
+        except ValueError as error:
+            # It quotes what it can't make out, which may be the password.
+            raise StorageError(
+                "the DSN of PostgresStorage can't be read: write postgresql://user:password@host:port/database"
+            ) from error
+
+
+class Session:
+    """A connection, in the hands of one operation."""
+
+    def __init__(self, connection: Connection, address: Address) -> None:
+        self._connection = connection
+        self.schema = address.schema
+        self.name = address.name
+
+    async def fetch(self, statement: str, *values: object) -> Sequence[Row]:
+        return await self._connection.fetch(in_schema(statement, self.schema), *values)
+
+    async def execute(self, statement: str, *values: object) -> str:
+        return await self._connection.execute(in_schema(statement, self.schema), *values)
+
+
+def in_schema(statement: str, schema: str) -> str:
+    """A statement of ours, which names the schema `mailstrom`, for another schema."""
+    return statement if schema == "mailstrom" else statement.replace("mailstrom.", f"{schema}.")
+
+
+Operation = Callable[[Session], Awaitable[T]]
+
+
+class Connections:
+    """A few connections that all operations share. Each is made when it is first needed.
+
+    An operation is not cut in half: whoever waits for it may be cancelled, the operation goes on to its end. So no
+    connection is ever left in the middle of a statement.
+    """
+
+    def __init__(self, address: Address, size: int) -> None:
+        self.address = address
+        self._room = asyncio.Semaphore(size)
+        self._free: list[Connection] = []
+        self._running: set[asyncio.Task[Any]] = set()
+        self._failures = 0
+        self._closed = False
+
+    async def transact(self, operation: Operation[T]) -> T:
+        """Run an operation in a transaction of its own; again, if others made it fail. It must do nothing but SQL.
+
+        Raises:
+            ConnectionLost: If it is `midway`, nobody knows whether it was done.
+            StorageError: It was not done.
+        """
+        return await self._uncut(self._repeated(operation, in_transaction=True))
+
+    async def run(self, operation: Operation[T]) -> T:
+        """Run an operation of one statement, which is a transaction by itself. Raises as `transact` does."""
+        return await self._uncut(self._repeated(operation, in_transaction=False))
+
+    async def read(self, operation: Operation[T]) -> T:
+        """Run an operation that changes nothing; once more on another connection if the first is found broken."""
+
+        async def read_twice() -> T:
+            try:
+                return await self._once(operation)
+            except ConnectionLost:
+                return await self._once(operation)
+
+        return await self._uncut(read_twice())
+
+    async def aclose(self) -> None:
+        """Let what runs come to its end, and close."""
+        self._closed = True
+        while self._running:
+            await asyncio.wait(set(self._running))
+        while self._free:
+            connection = self._free.pop()
+            try:
+                await connection.close(timeout=self.address.patience)
+            except DRIVER_ERRORS:
+                connection.terminate()
+            except BaseException:
+                connection.terminate()
+                self.terminate()
+                raise
+
+    def terminate(self) -> None:
+        while self._free:
+            self._free.pop().terminate()
+
+    async def _uncut(self, work: Coroutine[Any, Any, T]) -> T:
+        task = asyncio.create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._ended)
+        return await asyncio.shield(task)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever waited may be gone
+
+    async def _repeated(self, operation: Operation[T], *, in_transaction: bool) -> T:
+        tries = 0
+        while True:
+            tries += 1
+            try:
+                return await self._once(operation, in_transaction=in_transaction)
+            except StorageError as error:
+                code = getattr(error.__cause__, "sqlstate", None)
+                if code not in AGAIN or tries == TRIES:
+                    raise
+
+    async def _once(self, operation: Operation[T], *, in_transaction: bool = False) -> T:
+        async with self._taken() as connection:
+            session = Session(connection, self.address)
+            if in_transaction or self.address.statement_cache_size == 0:
+                # Without a cache a statement is parsed and run in two steps, which PgBouncer keeps on one connection
+                # to the server only within a transaction.
+                async with connection.transaction():
+                    return await operation(session)
+            return await operation(session)
+
+    @asynccontextmanager
+    async def _taken(self) -> AsyncGenerator[Connection, None]:
+        connection: Connection | None = None
+        try:
+            async with asyncio.timeout(2 * self.address.patience):
+                await self._room.acquire()
+        except TimeoutError:
+            raise StorageError(
+                f"{self.address.name}: all connections were busy for {2 * self.address.patience:g} s; "
+                "give PostgresStorage more, or see what slows the server down"
+            ) from None
+        try:
+            connection = await self._connected()
+            yield connection
+        except DRIVER_ERRORS as error:
+            told = storage_error(self.address.name, error)
+            if isinstance(told, ConnectionLost):
+                told.midway = True
+                if connection is not None:
+                    connection.terminate()
+            raise told from error
+        finally:
+            if connection is not None:
+                self._put_back(connection)
+            self._room.release()
+
+    def _put_back(self, connection: Connection) -> None:
+        if connection.is_closed():
+            return
+        if connection.is_in_transaction():
+            connection.terminate()
+        else:
+            self._free.append(connection)
+
+    async def _connected(self) -> Connection:
+        while self._free:
+            connection = self._free.pop()
+            if not connection.is_closed():
+                return connection
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.address.patience
+        while True:
+            try:
+                connection = await self.address.connect()
+            except ConnectionLost:
+                pause = back_off(self._failures)
+                self._failures += 1
+                if self._closed or loop.time() + pause > deadline:
+                    raise
+                await asyncio.sleep(pause)
+            else:
+                self._failures = 0
+                return connection
+
+
+def back_off(failures: int) -> float:
+    """Seconds to wait before connecting again, after so many failures in a row."""
+    return min(FIRST_PAUSE * float(2 ** min(failures, 10)), LONGEST_PAUSE)

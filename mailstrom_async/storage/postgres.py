@@ -1,0 +1,188 @@
+"""A queue in PostgreSQL: for any number of processes on any number of machines. Needs the extra `postgres`."""
+
+import asyncio
+import os
+import secrets
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from mailstrom_async._envelope import Delivery, Due, PreparedEmail
+from mailstrom_async._errors import MailerStateError
+from mailstrom_async._status import Attempt, MessageStatus
+from mailstrom_async.storage import _postgres_queue as queue
+from mailstrom_async.storage import _postgres_reads as reads
+from mailstrom_async.storage._postgres_accept import Accepting
+from mailstrom_async.storage._postgres_connection import Address, Connections, Session
+from mailstrom_async.storage._postgres_listener import Listener
+from mailstrom_async.storage._postgres_schema import checked_name, make_ready
+from mailstrom_async.storage.base import Acceptance, Record, Recorded
+
+
+class PostgresStorage:
+    """A `Storage` in a PostgreSQL database, which many mailers in many processes may share.
+
+    Each of them accepts, delivers and answers for all. A delivery belongs to one mailer at a time, until its lease
+    ends; what a mailer that died had claimed is taken over then. So the clocks of the machines must agree, to within a
+    third of `Config.lease`.
+
+    What others accept is heard of by LISTEN/NOTIFY, on a connection of its own; where that fails, within seconds.
+    Connections that break are made again. Meanwhile operations wait up to `timeout`, then raise StorageError.
+
+    Args:
+        dsn: postgresql://user:password@host:port/database. What is left out comes from the environment as for every
+            PostgreSQL client (PGHOST, PGPASSWORD, ...).
+        schema: Where the tables lie; made, with them, when the store is first opened.
+        connections: At most so many at a time, and one more to listen.
+        timeout: How long to wait for a connection, and for the answer to a statement.
+        listener_dsn: Where to listen, if `dsn` leads to a PgBouncer in transaction mode: the server itself.
+        statement_cache_size: Statements kept prepared for each connection. 0 where a PgBouncer stands in between.
+    """
+
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        schema: str = "mailstrom",
+        connections: int = 8,
+        timeout: timedelta = timedelta(seconds=10),
+        listener_dsn: str | None = None,
+        statement_cache_size: int = 100,
+    ) -> None:
+        if connections < 2:
+            raise ValueError("PostgresStorage needs at least 2 connections: leases are kept while mail is accepted")
+        if timeout <= timedelta(0):
+            raise ValueError("timeout must be longer than nothing")
+        self._address = Address(dsn, checked_name(schema), timeout.total_seconds(), statement_cache_size)
+        self._listener_address = replace(self._address, dsn=listener_dsn or dsn)
+        self._size = connections
+        self._opened: _Opened | None = None
+
+    def __repr__(self) -> str:
+        state = "open" if self._opened else "closed"
+        return f"<PostgresStorage {self._address.name} schema {self._address.schema} [{state}]>"
+
+    @property
+    def shared(self) -> bool:
+        return True
+
+    def watch(self, wake: Callable[[], None]) -> None:
+        self._usable().listener.start(wake)
+
+    async def open(self, now: datetime) -> None:
+        if self._opened is not None and self._opened.process == os.getpid():
+            raise MailerStateError(f"{self!r} is open already; aclose() it first")
+        # What a parent process has opened stays as it is in this one: its connections must not be touched.
+        opened = _Opened(self._address, self._listener_address, self._size)
+        try:
+            await opened.connections.transact(make_ready)
+        except BaseException:
+            await opened.aclose()
+            raise
+        self._opened = opened
+
+    async def aclose(self) -> None:
+        opened, self._opened = self._opened, None
+        if opened is not None and opened.process == os.getpid():
+            await opened.aclose()
+
+    async def enqueue(self, acceptances: Sequence[Acceptance], *, queue_size: int | None = None) -> list[Due]:
+        return await self._usable().accepting.accept(acceptances, queue_size)
+
+    async def upcoming(self, limit: int, *, excluding: Collection[str] = ()) -> list[Due]:
+        return await self._usable().connections.read(lambda session: reads.upcoming(session, limit, excluding))
+
+    async def claim(
+        self, delivery_ids: Sequence[int], *, owner: str, now: datetime, lease_until: datetime
+    ) -> list[Delivery]:
+        return await self._usable().connections.transact(
+            lambda session: queue.claim(session, delivery_ids, owner, now, lease_until)
+        )
+
+    async def renew(self, deliveries: Sequence[Delivery], lease_until: datetime) -> list[Delivery]:
+        return await self._usable().connections.run(lambda session: queue.renew(session, deliveries, lease_until))
+
+    async def release(self, deliveries: Sequence[Delivery], due_at: datetime) -> list[Due]:
+        opened = self._usable()
+
+        async def release(session: Session) -> list[Due]:
+            dues = await queue.release(session, deliveries, due_at)
+            if dues:
+                await opened.tell(session)
+            return dues
+
+        return await opened.connections.transact(release)
+
+    async def record(self, records: Sequence[Record]) -> list[Recorded]:
+        # Nobody is told: what is deferred is in our own delay heap, and others find it when they next look.
+        return await self._usable().connections.transact(lambda session: queue.record(session, records))
+
+    async def status(self, message_id: str) -> MessageStatus | None:
+        return await self._usable().connections.read(lambda session: reads.status(session, message_id))
+
+    async def recent(self, since: datetime | None, limit: int) -> list[MessageStatus]:
+        return await self._usable().connections.read(lambda session: reads.recent(session, since, limit))
+
+    async def attempts(self, message_id: str) -> list[Attempt] | None:
+        return await self._usable().connections.read(lambda session: reads.attempts(session, message_id))
+
+    async def prepared(self, message_id: str) -> PreparedEmail | None:
+        return await self._usable().connections.read(lambda session: reads.prepared(session, message_id))
+
+    async def cancel(self, message_id: str, now: datetime) -> MessageStatus | None:
+        return await self._usable().connections.transact(lambda session: queue.cancel(session, message_id, now))
+
+    async def hasten(self, message_id: str, now: datetime) -> list[Due] | None:
+        opened = self._usable()
+
+        async def hasten(session: Session) -> list[Due] | None:
+            dues = await queue.hasten(session, message_id, now)
+            if dues:
+                await opened.tell(session)
+            return dues
+
+        return await opened.connections.transact(hasten)
+
+    async def purge(self, completed_before: datetime) -> int:
+        # In pieces, each of them whole: no lock is held for long.
+        purged = 0
+        while piece := await self._usable().connections.run(lambda session: queue.purge(session, completed_before)):
+            purged += piece
+        return purged
+
+    def _usable(self) -> "_Opened":
+        opened = self._opened
+        if opened is None:
+            raise MailerStateError(f"{self!r} is not open; open() it first, or enter the mailer it belongs to")
+        if opened.process != os.getpid():
+            raise MailerStateError(
+                f"{self!r} was opened by process {opened.process}, of which this one is a fork: "
+                "open stores, or enter the mailer, after the fork"
+            )
+        if opened.loop is not asyncio.get_running_loop():
+            raise MailerStateError(
+                f"{self!r} was opened in another event loop; use it there, or aclose() it and open it in this one"
+            )
+        return opened
+
+
+class _Opened:
+    """What is there while the store is open."""
+
+    def __init__(self, address: Address, listener_address: Address, size: int) -> None:
+        self.process = os.getpid()
+        self.loop = asyncio.get_running_loop()
+        self.token = secrets.token_hex(8)
+        self.channel = f"mailstrom_{address.schema}"
+        self.connections = Connections(address, size)
+        self.accepting = Accepting(self.connections, self.channel, self.token)
+        self.listener = Listener(listener_address, self.channel, self.token)
+
+    async def tell(self, session: Session) -> None:
+        """Tell the listeners of other processes, once the transaction commits, that deliveries are due."""
+        await session.execute("SELECT pg_notify($1, $2)", self.channel, self.token)
+
+    async def aclose(self) -> None:
+        await self.listener.aclose()
+        await self.accepting.finish()
+        await self.connections.aclose()
