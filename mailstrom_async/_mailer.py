@@ -75,6 +75,7 @@ class Mailstrom:
         self._home: tuple[asyncio.AbstractEventLoop, int] | None = None
         self._engine: Engine | None = None
         self._switch = asyncio.Lock()
+        self._tokens = _Tokens()
         self._purging: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
@@ -256,7 +257,7 @@ class Mailstrom:
             raise InvalidEmail("expires_after", "must be longer than nothing")
 
         def write() -> PreparedEmail:
-            stamp = Stamp(now, secrets.token_hex(16), self._config.helo_name)
+            stamp = Stamp(now, self._tokens.next(), self._config.helo_name)
             envelope = Envelope(sender, recipients)
             return compose(email, envelope, stamp, limits=self._config.limits)
 
@@ -387,6 +388,22 @@ class Mailstrom:
             raise MailerStateError("the mailer was opened before a fork; open it in each process by itself")
         if loop is not asyncio.get_running_loop():
             raise MailerStateError("the mailer was opened on another event loop; use it there, or open it here")
+
+
+class _Tokens:
+    """Random texts nobody can guess. Asking the system for each would cost a system call and the interpreter's lock."""
+
+    _SIZE = 32
+    _AT_ONCE = 64
+
+    def __init__(self) -> None:
+        self._random = ""
+
+    def next(self) -> str:
+        if not self._random:
+            self._random = secrets.token_hex(self._SIZE // 2 * self._AT_ONCE)
+        token, self._random = self._random[: self._SIZE], self._random[self._SIZE :]
+        return token
 
 
 def _found(value: T | None, message_id: str, missing: str = "message") -> T:

@@ -13,6 +13,9 @@ from mailstrom_async.storage.base import Record, Recorded, Storage
 logger = logging.getLogger("mailstrom_async")
 
 BATCH = 256
+PACE = 0.004
+"""Seconds from one write to the next at the least: what is recorded together shares a commit and its statements. A
+result that comes alone does not wait."""
 PATIENCE = timedelta(seconds=1)
 """Between two tries to write to a store that does not take it."""
 
@@ -43,10 +46,15 @@ class Recorder:
 
     async def run(self) -> None:
         """Write as long as this runs."""
+        now = asyncio.get_running_loop().time
+        next_at = now()
         while True:
             if not self.unwritten:
                 self._wake.clear()
                 await self._wake.wait()
+            if now() < next_at:
+                await asyncio.sleep(next_at - now())
+            next_at = now() + PACE
             if not await self._write_batch():
                 await self._clock.wait(asyncio.Event(), self._clock.now() + PATIENCE)
 

@@ -22,6 +22,10 @@ REFILL = 2_000
 READY_CAPACITY = 10_000
 CLAIMED_AT_MOST = 1_000
 CLAIM_BATCH = 100
+BUSY = 32
+PACE = 0.003
+"""Seconds between two claims while so many deliveries are under way: one claim of twenty costs little more than one of
+one, and nobody runs dry meanwhile."""
 PATIENCE = timedelta(seconds=1)
 """Between two tries to read a store that does not answer."""
 LOOK_EVERY = timedelta(seconds=5)
@@ -100,6 +104,8 @@ class Scheduler:
                 await self._recover("failed unexpectedly, see the log")
                 continue
             self._health.report("scheduler", None)
+            if len(self._claims) >= BUSY:
+                await asyncio.sleep(PACE)
             await self._clock.wait(self._wake, self._next_round_at())
 
     def _next_round_at(self) -> datetime | None:

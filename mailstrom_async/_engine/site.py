@@ -287,7 +287,7 @@ class Site:
         return untouched
 
     def _settle(self, bundle: Bundle, outcomes: dict[str, Outcome], started_at: datetime, session: Session) -> None:
-        contact = contact_of(session)
+        contact = contact_of(session, outcomes)
         for delivery in bundle.deliveries:
             self._sites.settlement.settle(delivery, outcomes, started_at=started_at, contact=contact)
 
@@ -335,5 +335,7 @@ class Lookahead:
             self._site.put_back(bundle)
 
 
-def contact_of(session: Session) -> Contact:
-    return Contact(session.target.host, str(session.target.address), session.tls, session.transcript)
+def contact_of(session: Session, outcomes: Mapping[str, Outcome]) -> Contact:
+    """With whom we spoke; what was said only where somebody will want to read it."""
+    well = all(outcome.state == "delivered" for outcome in outcomes.values())
+    return Contact(session.target.host, str(session.target.address), session.tls, () if well else session.transcript)

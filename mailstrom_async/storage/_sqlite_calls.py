@@ -15,6 +15,7 @@ from mailstrom_async._envelope import Due, PreparedEmail
 from mailstrom_async._status import Attempt, MessageStatus
 from mailstrom_async.storage import _sqlite_queue as queue
 from mailstrom_async.storage import _sqlite_reads as reads
+from mailstrom_async.storage._sqlite_lane import Operation
 from mailstrom_async.storage._sqlite_rows import to_integer, to_time
 from mailstrom_async.storage._sqlite_wire import Packed
 from mailstrom_async.storage.base import Acceptance
@@ -46,6 +47,11 @@ class Call(ABC, Generic[T]):
     @abstractmethod
     def run(self, connection: sqlite3.Connection) -> T:
         """Do it, in the owner, within a transaction."""
+
+    @property
+    def operation(self) -> Operation[T]:
+        """What the owner's lane is to run; one that can be merged with its neighbours, where there is such."""
+        return self.run
 
     def packed(self) -> Packed:
         return Packed(_json(type(self)).dump_json(self))
@@ -92,6 +98,10 @@ class Enqueue(Call[list[Due]]):
         if self.repeated and all(_is_stored(connection, acceptance) for acceptance in self.acceptances):
             return []  # done the first time; whoever took the file over since has found it there
         return queue.enqueue(connection, self.acceptances, self.queue_size)
+
+    @property
+    def operation(self) -> Operation[list[Due]]:
+        return self.run if self.repeated else queue.Enqueue(self.acceptances, self.queue_size)
 
     def packed(self) -> Packed:
         told = [_to_row(acceptance) for acceptance in self.acceptances]

@@ -96,7 +96,7 @@ class Door:
     def submit(self, call: Call[Any]) -> "asyncio.Future[Any]":
         reads, writes = self._lanes
         lane = writes if call.writes else reads
-        return lane.submit(call.run, size=call.size)
+        return lane.submit(call.operation, size=call.size)
 
     def done(self, call: Call[Any], answer: object) -> None:
         if call.hastens and answer:

@@ -7,8 +7,10 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
+from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 from mailstrom_async.storage._sqlite_errors import storage_error
 
@@ -101,7 +103,7 @@ class Lane:
         except sqlite3.Error as error:
             return [storage_error(self._path, error)] * len(batch)
         try:
-            outcomes = [self._attempt(connection, waiting.operation) for waiting in batch]
+            outcomes = self._attempt_all(connection, [waiting.operation for waiting in batch])
             connection.execute("COMMIT")
         except Exception as error:  # noqa: BLE001 - whatever it is, this thread goes on and the callers hear of it
             if connection.in_transaction:
@@ -111,6 +113,21 @@ class Lane:
                 return [self._translated(error)]
             # The transaction was lost with all that was in it, most likely for want of space: each for itself now.
             return [outcome for waiting in batch for outcome in self._transact(connection, [waiting])]
+        return outcomes
+
+    def _attempt_all(self, connection: sqlite3.Connection, operations: Sequence[Operation[object]]) -> list[object]:
+        """Attempt operations in order, neighbours of a kind that can be merged as one."""
+        outcomes: list[object] = []
+        for merge, group in groupby(operations, key=lambda operation: getattr(operation, "merge", None)):
+            run = list(group)
+            merged = None
+            if merge is not None and len(run) > 1:
+                merged = self._attempt(connection, partial(_merged, merge, run))
+            if isinstance(merged, list):
+                outcomes += cast(list[object], merged)
+            else:
+                # Each for itself: who is at fault is told, and the others are done.
+                outcomes += [self._attempt(connection, operation) for operation in run]
         return outcomes
 
     def _attempt(self, connection: sqlite3.Connection, operation: Operation[object]) -> object:
@@ -148,6 +165,10 @@ class Lane:
                 loop.call_soon_threadsafe(_deliver, report)
             except RuntimeError:
                 logger.debug("%s: the event loop is closed, and nobody waits for %d results", self._path, len(report))
+
+
+def _merged(merge: Any, operations: Sequence[Operation[object]], connection: sqlite3.Connection) -> object:
+    return merge(connection, operations)
 
 
 def _deliver(report: Sequence[tuple[_Waiting, object]]) -> None:

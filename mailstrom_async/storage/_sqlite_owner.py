@@ -76,7 +76,7 @@ class Owner:
 
     async def do(self, call: Call[T]) -> T:
         """Raises OwnerLost if this process gives the file up."""
-        return await self.run(call.run, writes=call.writes, size=call.size)
+        return await self.run(call.operation, writes=call.writes, size=call.size)
 
     async def run(self, operation: Operation[T], *, writes: bool, size: int = 0) -> T:
         """As `do`, for what never comes from another process."""

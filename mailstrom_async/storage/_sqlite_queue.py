@@ -1,13 +1,16 @@
 """What changes the queue, in SQL. Each function is one operation of a transaction, in the writer's thread."""
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
+from typing import TypeVar
 
-from mailstrom_async._envelope import Delivery, QueuedMessage
+from mailstrom_async._envelope import Delivery
 from mailstrom_async._errors import AlreadyQueued, QueueFull
 from mailstrom_async._queue.recipient import cancelled
 from mailstrom_async._status import MessageStatus
+from mailstrom_async.storage import _sqlite_bulk as bulk
 from mailstrom_async.storage._rules import as_stored, destinations
 from mailstrom_async.storage._sqlite_errors import Unreadable
 from mailstrom_async.storage._sqlite_reads import key_of, status
@@ -23,11 +26,36 @@ from mailstrom_async.storage._sqlite_settle import (
 )
 from mailstrom_async.storage.base import Acceptance, Due, Record, Recorded
 
+T = TypeVar("T")
+
 PURGED_AT_ONCE = 100
 """Messages that one operation forgets: some milliseconds, in which nothing is accepted."""
 
 SPARE_PAGES = 1000
 """Unused pages that a file may keep, and that are given back at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Enqueue:
+    """Accept messages, all or none. Several such operations can be merged into one."""
+
+    acceptances: Sequence[Acceptance]
+    queue_size: int | None
+
+    def __call__(self, connection: sqlite3.Connection) -> list[Due]:
+        return enqueue(connection, self.acceptances, self.queue_size)
+
+    @staticmethod
+    def merge(connection: sqlite3.Connection, operations: Sequence["Enqueue"]) -> Sequence[list[Due]]:
+        """Accept all of these, or raise, so that each is done by itself and hears what is wrong with it."""
+        acceptances = [acceptance for operation in operations for acceptance in operation.acceptances]
+        limits = [operation.queue_size for operation in operations if operation.queue_size is not None]
+        if limits:
+            (unfinished,) = connection.execute("SELECT unfinished FROM counters").fetchone()
+            if unfinished + len(acceptances) > min(limits):
+                raise bulk.Unusual
+        dues = iter(bulk.enqueue(connection, acceptances))
+        return [[due for _ in operation.acceptances for due in next(dues)] for operation in operations]
 
 
 def enqueue(connection: sqlite3.Connection, acceptances: Sequence[Acceptance], queue_size: int | None) -> list[Due]:
@@ -65,10 +93,13 @@ def take_up(connection: sqlite3.Connection, now: datetime) -> None:
 def claim(
     connection: sqlite3.Connection, delivery_ids: Sequence[int], owner: str, now: datetime, lease_until: datetime
 ) -> list[Delivery]:
-    messages: dict[int, QueuedMessage] = {}
-    claims: list[Delivery] = []
+    claims = _in_bulk(connection, lambda: bulk.claim(connection, delivery_ids, owner, now, lease_until)) or []
+    claimed = {delivery.id for delivery in claims}
+    messages = {delivery.message.key: delivery.message for delivery in claims}
     now_integer = to_integer(now)
     for delivery_id in delivery_ids:
+        if delivery_id in claimed:
+            continue
         row = Row.read(connection, delivery_id)
         if row is None or row.due_at is None or row.due_at > now_integer:
             continue
@@ -118,7 +149,9 @@ def release(connection: sqlite3.Connection, deliveries: Sequence[Delivery], due_
 
 
 def record(connection: sqlite3.Connection, records: Sequence[Record]) -> list[Recorded]:
-    return [_record(connection, one) for one in records]
+    done = _in_bulk(connection, lambda: bulk.record(connection, records)) or {}
+    # Of two records of one delivery the second comes too late, as it would one by one.
+    return [done.pop(one.delivery.id) if one.delivery.id in done else _record(connection, one) for one in records]
 
 
 def cancel(connection: sqlite3.Connection, message_id: str, now: datetime) -> MessageStatus | None:
@@ -168,6 +201,21 @@ def give_space_back(connection: sqlite3.Connection) -> bool:
         return False
     connection.execute(f"PRAGMA incremental_vacuum({SPARE_PAGES})").fetchall()
     return True
+
+
+def _in_bulk(connection: sqlite3.Connection, operation: Callable[[], T]) -> T | None:
+    """What an operation on many rows did; None, with nothing done, if it is to be done row by row."""
+    done = None
+    connection.execute("SAVEPOINT bulk")
+    try:
+        done = operation()
+    except (bulk.Unusual, sqlite3.DatabaseError, ValueError, OverflowError):
+        # Row by row it comes out which of them is at fault, and the others are done.
+        if not connection.in_transaction:
+            raise  # SQLite has rolled back everything: the disk is full, say
+        connection.execute("ROLLBACK TO bulk")
+    connection.execute("RELEASE bulk")
+    return done
 
 
 def _insert_message(connection: sqlite3.Connection, key: int, acceptance: Acceptance) -> None:
