@@ -27,7 +27,7 @@ ATTACHMENTS = Place("attachments")
 _WORD = r"[A-Za-z0-9!#$%&'*+.^_`{|}~-]+"
 _CONTENT_TYPE = re.compile(rf'({_WORD})/({_WORD})((?:\s*;\s*{_WORD}=(?:{_WORD}|"[ !#-\[\]-~]*"))*)')
 _PARAMETER = re.compile(rf'{_WORD}=(?:{_WORD}|"[ !#-\[\]-~]*")')
-_CONTENT_ID = re.compile(r"[!-;=?A-~]{1,200}")
+_CONTENT_ID = re.compile(r"[!-;=?-~]{1,200}")
 _SIMPLE_NAME = re.compile(r"[ !#-\[\]-~]+")
 # They turn what a reader sees of a name around: "exe.gpj" for "jpg.exe".
 _DIRECTION = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")

@@ -254,3 +254,12 @@ def test_a_message_is_attached_as_it_is():
     assert part.get_payload(0)["Subject"] == "x"
     with pytest.raises(InvalidEmail, match="octet-stream"):
         parse(attachments=(Attachment(filename="m.eml", content="ü".encode(), content_type="message/rfc822"),))
+
+
+@pytest.mark.parametrize("inline_id", ["logo", "logo@example.org", "a.b-c_1"])
+def test_an_inline_image_is_found_by_its_id(inline_id):
+    """What the HTML calls cid:..."""
+    part = parse(html="x", attachments=(Attachment(filename="a", content=b"", inline_id=inline_id),)).get_payload(1)
+
+    assert part["Content-ID"] == f"<{inline_id}>"
+    assert part.get_content_disposition() == "inline"
