@@ -17,7 +17,18 @@ from mailstrom_async._message.compose import Envelope, compose
 from mailstrom_async._message.ids import Stamp
 
 STAMP = Stamp(datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC), "t0ken", "mail.example.org")
-NAMES_OF_FIELDS = "from sender reply-to to cc subject date message-id in-reply-to references".split()
+NAMES_OF_FIELDS = [
+    "from",
+    "sender",
+    "reply-to",
+    "to",
+    "cc",
+    "subject",
+    "date",
+    "message-id",
+    "in-reply-to",
+    "references",
+]
 
 ATEXT = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789!#$%&'*+/=?^_`{|}~-"
 ODD = [
@@ -54,7 +65,7 @@ bodies = st.one_of(
 )
 file_names = st.one_of(
     st.sampled_from(["a.pdf", "Übersicht (1).pdf", "😀.png", 'a"b', "日本語" * 30]), one_line
-).filter(lambda name: is_file_name(name))
+).filter(is_file_name)
 attachments = st.builds(
     Attachment,
     filename=file_names,
@@ -288,9 +299,28 @@ def test_any_text_is_an_address_list_or_refused(text):
 
 
 PIECES = [
-    b"From: a@example.org", b"To: b@example.net", b"Bcc: hidden@example.net", b"Subject: x", b"X: \xc3\xbc", b"\r\n", b"\n", b"\r", b" ", b"\t",
-    b"\0", b":", b"\x0b", b"\x85", "\u2028".encode(), b"\xff", b"x" * 500, b".", b"\r\n.\r\n", b"Content-Type: multipart/mixed; boundary=x", b"--x",
-]  # fmt: skip
+    b"From: a@example.org",
+    b"To: b@example.net",
+    b"Bcc: hidden@example.net",
+    b"Subject: x",
+    b"X: \xc3\xbc",
+    b"\r\n",
+    b"\n",
+    b"\r",
+    b" ",
+    b"\t",
+    b"\0",
+    b":",
+    b"\x0b",
+    b"\x85",
+    "\u2028".encode(),
+    b"\xff",
+    b"x" * 500,
+    b".",
+    b"\r\n.\r\n",
+    b"Content-Type: multipart/mixed; boundary=x",
+    b"--x",
+]
 
 
 @settings(max_examples=1000, deadline=None)
