@@ -17,7 +17,6 @@ from mailstrom_async._message.compose import Envelope, compose
 from mailstrom_async._message.ids import Stamp
 
 STAMP = Stamp(datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC), "t0ken", "mail.example.org")
-NAMES_OF_FIELDS = [
     "from",
     "sender",
     "reply-to",
@@ -63,6 +62,13 @@ bodies = st.one_of(
     st.text("a.\n\r =\tü", max_size=300),
     st.text("x", min_size=900, max_size=1100),
 )
+def is_file_name(name: str) -> bool:
+    base = re.split(r"[/\\]", name)[-1].strip()
+    return (
+        base == name and bool(name.strip(".")) and not re.search("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]", name)
+    )
+
+
 file_names = st.one_of(
     st.sampled_from(["a.pdf", "Übersicht (1).pdf", "😀.png", 'a"b', "日本語" * 30]), one_line
 ).filter(is_file_name)
@@ -77,13 +83,6 @@ dates = st.datetimes(datetime(1970, 1, 1), datetime(2100, 1, 1)).map(  # noqa: D
     lambda moment: moment.replace(microsecond=0, tzinfo=timezone(timedelta(minutes=moment.minute * 20 - 600)))
 )
 ids = st.from_regex(r"\A[a-z0-9]{1,9}(?:\.[a-z0-9]{1,9})?@[a-z0-9]{1,9}\Z")
-
-
-def is_file_name(name: str) -> bool:
-    base = re.split(r"[/\\]", name)[-1].strip()
-    return (
-        base == name and bool(name.strip(".")) and not re.search("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]", name)
-    )
 
 
 def spelled(mailbox: tuple[str, str, str]) -> str:
@@ -320,6 +319,7 @@ PIECES = [
     b"\r\n.\r\n",
     b"Content-Type: multipart/mixed; boundary=x",
     b"--x",
+    b"y",
 ]
 
 
