@@ -11,6 +11,7 @@ from mailstrom_async import MailstromError, __version__
 from mailstrom_async._cli import demo as demo_command
 from mailstrom_async._cli import look
 from mailstrom_async._cli import send as send_command
+from mailstrom_async._cli import sink as sink_command
 from mailstrom_async._cli.send import PROGRAM
 
 INTERRUPTED = 130
@@ -85,6 +86,23 @@ def send(file: BinaryIO, database: Path, **options: Unpack[send_command.Options]
     the next `send` with the same database goes on with it. Anything else means that nothing was queued.
     """
     return asyncio.run(send_command.run(file.read(), database, options))
+
+
+@cli.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=2525, show_default=True, help="0: a free one.")
+@click.option("--show", "whole", is_flag=True, help="Print the messages whole.")
+def sink(host: str, port: int, whole: bool) -> None:
+    """Take every mail and deliver none: a relay to develop with.
+
+    `RelayDelivery(host="127.0.0.1", port=2525, security="none")` leads here.
+    """
+    try:
+        asyncio.run(sink_command.run(host, port, whole=whole))
+    except OSError as error:
+        raise click.ClickException(f"can't listen at {host}:{port}: {error.strerror}; choose another --port") from error
+    except KeyboardInterrupt:
+        return
 
 
 @cli.command()
