@@ -61,7 +61,7 @@ class Application:
     async def until(self, message_id: str, state: str) -> dict[str, str]:
         """Ask until all recipients are in this state, as a browser would."""
         async with asyncio.timeout(PATIENCE):
-            while set((states := await self.state(message_id)).values()) != {state}:
+            while set((states := await self.state(message_id)).values()) != {state}:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         return states
 
