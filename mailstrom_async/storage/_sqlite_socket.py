@@ -48,19 +48,22 @@ def connect(path: Path) -> socket.socket:
         OSError: Nobody can be reached there.
     """
     place = socket_of(path)
-    # In a directory like /tmp a stranger could have put a socket there, to be given our mail.
-    owner = place.lstat().st_uid
-    if owner not in (os.geteuid(), path.stat().st_uid, 0):
-        raise PermissionError(f"{place} belongs to another user ({owner}) than the file beside it")
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        connection.setblocking(False)
-        with _address(place) as address:
+    with _address(place) as address:
+        if not is_trusted(place.lstat().st_uid, path.stat().st_uid, os.geteuid()):
+            raise PermissionError(f"{place} belongs to another user than the file beside it")
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.setblocking(False)
             connection.connect(address)  # at once, or not at all: there is no way in between
-    except BaseException:
-        connection.close()
-        raise
+        except BaseException:
+            connection.close()
+            raise
     return connection
+
+
+def is_trusted(socket_owner: int, file_owner: int, we: int) -> bool:
+    """Whether a socket may be given our mail: in a directory like /tmp a stranger could have put it there."""
+    return socket_owner in (we, file_owner, 0)
 
 
 @contextmanager
