@@ -1,0 +1,28 @@
+"""PostgresStorage keeps what `Storage` promises."""
+
+import pytest
+
+from mailstrom_async.storage import Storage
+from mailstrom_async.storage.postgres import PostgresStorage
+from mailstrom_async.testing import StorageContract
+
+
+class TestPostgresStorage(StorageContract):
+    """A new object over the same schema is a restart."""
+
+    several_processes = True
+
+    @pytest.fixture(autouse=True)
+    def place(self, dsn: str, schema: str) -> None:
+        self.dsn = dsn
+        self.schema = schema
+
+    def make_storage(self) -> Storage:
+        return PostgresStorage(self.dsn, schema=self.schema)
+
+
+class TestThroughPgBouncer(TestPostgresStorage):
+    """Nothing prepared on the server, nothing outside a transaction: what a PgBouncer in transaction mode demands."""
+
+    def make_storage(self) -> Storage:
+        return PostgresStorage(self.dsn, schema=self.schema, statement_cache_size=0)
