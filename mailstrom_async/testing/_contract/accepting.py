@@ -198,6 +198,8 @@ class Accepting(Ground):
                 call.cancel()
                 await asyncio.wait([call])
             await storage.enqueue([email("last@example.org")])
+        # What was begun may still be under way, until the store is closed.
+        async with self.opened() as storage:
             entries: list[Due] = await storage.upcoming(100)
             stored = [
                 status for steps in range(8) if (status := await storage.status(f"{steps}@example.org")) is not None

@@ -23,6 +23,7 @@ from mailstrom_async.testing._contract.ground import (
     ids_of,
     record_of,
     states_of,
+    unclaimed,
 )
 
 LATER = NOW + LEASE + INSTANT
@@ -67,7 +68,7 @@ class Claiming(Ground):
 
             assert await claim(storage, ids, owner="two") == []
             assert await claim(storage, ids, owner="one") == []
-            assert await storage.upcoming(10) == []
+            assert await unclaimed(storage) == []
 
     async def test_unknown_and_repeated_deliveries_are_passed_over(self) -> None:
         """A delivery named twice is claimed once; one that was purged meanwhile is no error."""
@@ -170,7 +171,7 @@ class Claiming(Ground):
             dues = await storage.release([old], NOW)
 
             assert dues == []
-            assert await storage.upcoming(10) == []
+            assert await unclaimed(storage) == []
             assert await storage.renew([new], LATER + LEASE) == []
 
     async def test_the_result_of_a_lost_claim_is_refused(self) -> None:

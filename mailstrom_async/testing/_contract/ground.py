@@ -162,6 +162,11 @@ async def claim(
     return sorted(deliveries, key=lambda delivery: (delivery.message.message_id, delivery.destination))
 
 
+async def unclaimed(storage: Storage) -> list[Due]:
+    """What is upcoming soon. A store that several processes share names claims as well, at the end of their lease."""
+    return [entry for entry in await storage.upcoming(1000) if entry.due_at < NOW + LEASE]
+
+
 async def claim_one(storage: Storage, *, owner: str = "one", now: datetime = NOW) -> Delivery:
     """Claim the only delivery that is waiting."""
     deliveries = await claim(storage, owner=owner, now=now)

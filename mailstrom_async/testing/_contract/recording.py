@@ -30,6 +30,7 @@ from mailstrom_async.testing._contract.ground import (
     record_of,
     reply,
     states_of,
+    unclaimed,
 )
 
 HOSTILE = (
@@ -187,7 +188,7 @@ class Recording(Ground):
             assert ada == delivered()
             assert bob.state == "failed"
             assert (bob.cause, bob.failed_at) == ("cancelled", NOW + SECOND)
-            assert await storage.upcoming(10) == []
+            assert await unclaimed(storage) == []
 
     async def test_cancelling_answers_with_the_new_status(self) -> None:
         """Before any attempt everything is over at once, and the body is gone."""
@@ -303,5 +304,5 @@ class Recording(Ground):
             assert await storage.hasten("final", NOW + MINUTE) == []
             assert await storage.hasten("due", NOW + MINUTE) == [waiting]
             assert await storage.hasten("unknown", NOW + MINUTE) is None
-            assert await storage.upcoming(10) == [waiting]
+            assert await unclaimed(storage) == [waiting]
             assert await storage.renew([delivery], NOW + HOUR) == []
