@@ -248,8 +248,8 @@ def _count_down(connection: sqlite3.Connection, done: Iterable[tuple[int, Record
     )
     completed = _read(
         connection,
-        "SELECT json_group_array(key) FROM json_each(?) AS j CROSS JOIN messages ON key = j.value"
-        " WHERE completed_at IS NOT NULL AND EXISTS (SELECT 1 FROM contents WHERE message = key)",
+        "SELECT json_group_array(messages.key) FROM json_each(?) AS j CROSS JOIN messages ON messages.key = j.value"
+        " WHERE completed_at IS NOT NULL AND EXISTS (SELECT 1 FROM contents WHERE message = messages.key)",
         _json(list(ended)),
     )
     connection.execute("DELETE FROM contents WHERE message IN (SELECT value FROM json_each(?))", (_json(completed),))

@@ -1,5 +1,6 @@
 """What changes the queue, in SQL. Each function is one operation of a transaction, in the writer's thread."""
 
+import logging
 import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from mailstrom_async.storage._sqlite_settle import (
     settle_all,
 )
 from mailstrom_async.storage.base import Acceptance, Due, Record, Recorded
+
+logger = logging.getLogger("mailstrom_async")
 
 T = TypeVar("T")
 
@@ -209,10 +212,12 @@ def _in_bulk(connection: sqlite3.Connection, operation: Callable[[], T]) -> T | 
     connection.execute("SAVEPOINT bulk")
     try:
         done = operation()
-    except (bulk.Unusual, sqlite3.DatabaseError, ValueError, OverflowError):
+    except (bulk.Unusual, sqlite3.DatabaseError, ValueError, OverflowError) as error:
         # Row by row it comes out which of them is at fault, and the others are done.
         if not connection.in_transaction:
             raise  # SQLite has rolled back everything: the disk is full, say
+        if not isinstance(error, bulk.Unusual):
+            logger.warning("what failed as a whole is done row by row: %s", error)
         connection.execute("ROLLBACK TO bulk")
     connection.execute("RELEASE bulk")
     return done

@@ -1,0 +1,136 @@
+"""What is done for many rows at once leaves the same behind as row by row."""
+
+import sqlite3
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from mailstrom_async import PreparedEmail, Reply
+from mailstrom_async._queue.recipient import cancelled
+from mailstrom_async._status import Attempt, Deferred, Delivered, Outcome
+from mailstrom_async.storage import Acceptance, Record
+from mailstrom_async.storage import _sqlite_bulk as bulk
+from mailstrom_async.storage import _sqlite_queue as queue
+from mailstrom_async.storage._sqlite_file import open_file
+
+NOW = datetime(2030, 1, 1, tzinfo=UTC)
+LATER = NOW + timedelta(minutes=1)
+REPLY = Reply(code=250, enhanced=None, text="taken as 1", command="end of data", host="mx.example.net")
+
+
+@pytest.fixture
+def databases(tmp_path: Path) -> Iterator[tuple[sqlite3.Connection, sqlite3.Connection]]:
+    """Two empty stores."""
+    both = open_file(tmp_path / "bulk.db"), open_file(tmp_path / "rows.db")
+    yield both
+    for connection in both:
+        connection.close()
+
+
+def acceptance(number: int, *recipients: str) -> Acceptance:
+    prepared = PreparedEmail(
+        message_id=f"{number}@example.org",
+        sender="app@example.org",
+        recipients=recipients or (f"r{number}@example.net", "jörg@example.com"),
+        content=b"Subject: %d\r\n\r\n\x00\xff" % number + b"x" * number,
+        smtputf8=True,
+        written=tuple(f"Name <{recipient}>" for recipient in recipients) if number % 2 else (),
+    )
+    return Acceptance(prepared, NOW, NOW, NOW + timedelta(days=1))
+
+
+def dump(connection: sqlite3.Connection) -> dict[str, list[tuple[object, ...]]]:
+    tables = ("counters", "messages", "contents", "deliveries", "recipients", "attempts")
+    return {table: connection.execute(f"SELECT * FROM {table} ORDER BY 1, 2").fetchall() for table in tables}
+
+
+def record_of(delivery, *, deferred: bool) -> Record:
+    if deferred:
+        result = Deferred(cause="smtp", enhanced="4.2.0", reason='it said "später"', next_attempt_at=LATER)
+        outcome = Outcome(state="deferred", cause="smtp", enhanced="4.2.0", reason="later")
+    else:
+        result = Delivered(reply=REPLY, host="mx.example.net", tls=None, delivered_at=LATER)
+        outcome = Outcome(state="delivered", enhanced="2.0.0", reason="taken", reply=REPLY)
+    addresses = [recipient.address for recipient in delivery.recipients]
+    attempt = Attempt(
+        started_at=NOW,
+        duration=timedelta(seconds=1),
+        recipients=tuple(addresses),
+        destination=delivery.destination,
+        outcome=dict.fromkeys(addresses, outcome),
+    )
+    return Record(delivery, dict.fromkeys(addresses, result), LATER if deferred else None, attempt)
+
+
+def test_a_life_in_bulk_is_the_same_as_one_row_by_row(databases):
+    """Accepted, claimed, deferred or delivered, completed: after each step the tables are the same."""
+    one, other = databases
+    acceptances = [acceptance(number) for number in range(1, 21)]
+    dues = bulk.enqueue(one, acceptances)
+    assert dues == [queue.enqueue(other, [accepted], None) for accepted in acceptances]
+    assert dump(one) == dump(other)
+
+    ids = [due.delivery_id for message in dues for due in message]
+    claims = bulk.claim(one, ids, "me", NOW, LATER)
+    assert claims == [claim for delivery_id in ids for claim in queue.claim(other, [delivery_id], "me", NOW, LATER)]
+    assert dump(one) == dump(other)
+
+    records = [record_of(claim, deferred=claim.id % 3 == 0) for claim in claims]
+    recorded = bulk.record(one, records)
+    assert [recorded[claim.id] for claim in claims] == [queue._record(other, record) for record in records]
+    assert dump(one) == dump(other)
+    assert {True, False} == {made.completed for made in recorded.values()}
+
+
+def test_a_known_message_makes_a_batch_unusual(databases):
+    """Each is then accepted by itself, and only the known one is refused."""
+    one, _ = databases
+    bulk.enqueue(one, [acceptance(1)])
+    for batch in ([acceptance(2), acceptance(1)], [acceptance(3), acceptance(3)]):
+        with pytest.raises(bulk.Unusual):
+            bulk.enqueue(one, batch)
+
+    assert len(dump(one)["messages"]) == 1
+
+
+def test_only_what_is_due_and_nobodys_is_claimed(databases):
+    """As one by one: what is claimed, not yet due, unknown or without its body is passed over."""
+    one, _ = databases
+    (first,), (second,), (third,), (fourth,) = bulk.enqueue(one, [acceptance(n, "a@example.net") for n in range(1, 5)])
+    one.execute("UPDATE deliveries SET due_at = due_at + 1 WHERE id = ?", (second.delivery_id,))
+    one.execute("DELETE FROM contents WHERE message = 3")
+    bulk.claim(one, [fourth.delivery_id], "me", NOW, LATER)
+    ids = [due.delivery_id for due in (first, second, third, fourth)]
+    claims = bulk.claim(one, [*ids, 99, first.delivery_id], "you", NOW, LATER)
+
+    assert [claim.id for claim in claims] == [first.delivery_id]
+
+
+def test_lost_claims_and_cancelled_messages_are_left_to_the_rows(databases):
+    """What needs a closer look is not touched."""
+    one, _ = databases
+    dues = bulk.enqueue(one, [acceptance(n, "a@example.net") for n in range(1, 5)])
+    claims = bulk.claim(one, [due.delivery_id for (due,) in dues], "me", NOW, LATER)
+    one.execute("UPDATE deliveries SET owner = 'you' WHERE id = ?", (claims[0].id,))
+    queue.cancel(one, "2@example.org", NOW)
+    before = dump(one)["recipients"][:2]
+    recorded = bulk.record(one, [record_of(claim, deferred=False) for claim in claims])
+
+    assert sorted(recorded) == [claims[2].id, claims[3].id]
+    assert dump(one)["recipients"][:2] == before
+
+
+def test_what_has_no_json_is_unusual(databases):
+    """NUL and lone surrogates are no text to SQLite's JSON: they go row by row, where they are handled."""
+    one, _ = databases
+    for reason in ("a\0b", "a\ud800b"):
+        (due,), (another,) = bulk.enqueue(
+            one, [acceptance(ord(reason[1]), "a@example.net"), acceptance(ord(reason[1]) + 1, "a@example.net")]
+        )
+        claims = bulk.claim(one, [due.delivery_id, another.delivery_id], "me", NOW, LATER)
+        records = [record_of(claim, deferred=False) for claim in claims]
+        bad = cancelled(NOW).model_copy(update={"reason": reason})
+        with pytest.raises(bulk.Unusual):
+            bulk.record(one, [records[0], Record(claims[1], {"a@example.net": bad}, None, None)])
