@@ -36,7 +36,8 @@ class StrictProtocol(SMTPProtocol):
     that ends the conversation at the first such thing.
 
     Attributes:
-        answer: The last reply.
+        answer: The last reply. Before each phase it was a positive one, as nothing follows a negative one but the next
+            try of the same phase (HELO, another login).
         secret: What is written now is not to be noted.
     """
 
@@ -47,6 +48,7 @@ class StrictProtocol(SMTPProtocol):
         self.replies.expect()  # the greeting
         self.answer: Answer | None = None
         self.secret = False
+        self._held = bytearray()  # the begin of a reply
 
     def write(self, data: bytes) -> None:
         self.replies.expect()
@@ -55,11 +57,15 @@ class StrictProtocol(SMTPProtocol):
 
     def data_received(self, data: bytes) -> None:
         self.replies.feed(data)
+        self._held += data
+        whole = bool(self.replies.ready)
         while self.replies.ready:
             self.answer = self.replies.ready.popleft()
             self.transcript.theirs(self.answer)
         if self.replies.in_step:
-            super().data_received(data)
+            if whole:
+                super().data_received(bytes(self._held))
+                self._held.clear()
         elif self.transport is not None:
             cast(asyncio.Transport, self.transport).abort()
 
@@ -180,7 +186,6 @@ class Opening:
 
     async def _upgrade(self) -> None:
         seconds = self._timeouts.connect.total_seconds()
-        self._protocol.answer = None
         try:
             await self._smtp.starttls(server_hostname=self._target.host, tls_context=self._context, timeout=seconds)
         except (aiosmtplib.SMTPException, OSError, ValueError) as error:
@@ -265,7 +270,6 @@ class Opening:
     @contextmanager
     def _during(self, phase: Phase, timeout: timedelta) -> Generator[None]:
         """Turn what aiosmtplib and the system raise in this phase into a SessionError."""
-        self._protocol.answer = None
         try:
             yield
         except (aiosmtplib.SMTPException, OSError, ValueError) as error:

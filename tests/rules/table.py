@@ -1,0 +1,107 @@
+"""The table of the delivery rules: for each row what is expected, what was seen, and the test that saw it."""
+
+import ast
+import os
+import re
+from collections import defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+FOLDER = Path(__file__).parent
+TABLE = FOLDER.parent / "RULES.md"
+SWITCH = "RULES_TABLE"
+HEAD = f"""# The delivery rules, and the tests that prove them
+
+Written by `{SWITCH}=1 python -m pytest tests/rules`. "seen" is what became of the recipients, in the order of events:
+D: deferred, V: delivered, F: failed, with the cause or reply, the RFC 3463 status, and the number of attempts.
+A1-A64 are about SMTP servers, B1-B31 about DNS.
+
+| row | expected | seen | test |
+| --- | --- | --- | --- |
+"""
+
+
+class Proof(NamedTuple):
+    """A test, and the row that it proves."""
+
+    row: str
+    expected: str
+    test: str
+
+    @property
+    def rank(self) -> tuple[str, int, str]:
+        """Where it stands in the table."""
+        return self.row[0], int(self.row[1:]), self.test
+
+
+_seen: dict[Proof, list[str]] = defaultdict(list)
+_unproved: set[Proof] = set()
+
+
+def remember(item: pytest.Item) -> None:
+    """Have the report of a test name the rows that it proves."""
+    for mark in item.iter_markers("rule"):
+        row, expected = mark.args
+        name = f"{item.path.name}::{getattr(item, 'originalname', item.name)}"
+        item.user_properties.append(("rule", (row, expected, name)))
+
+
+def record(report: pytest.TestReport) -> None:
+    """Keep what a test saw."""
+    proofs = [Proof(*proof) for name, proof in report.user_properties if name == "rule"]
+    if not report.passed:
+        _unproved.update(proofs)
+    elif report.when == "call":
+        seen = "; ".join(text for name, text in report.user_properties if name == "seen")
+        for proof in proofs:
+            _seen[proof].append(seen)
+
+
+def write(session: pytest.Session) -> None:
+    """Write the table, if that was asked for and all rows were proved."""
+    if not os.environ.get(SWITCH):
+        return
+    if _unproved:
+        rows = ", ".join(sorted(proof.row for proof in _unproved))
+        session.config.get_terminal_writer().line(f"\n{TABLE.name} was not written: see {rows}", red=True)
+        return
+    lines = [
+        f"| {proof.row} | {_cell(proof.expected)} | {_cell(_sum_up(_seen[proof]))} | {proof.test} |\n"
+        for proof in sorted(_seen, key=lambda proof: proof.rank)
+    ]
+    TABLE.write_text(HEAD + "".join(lines), encoding="utf-8")
+
+
+def _sum_up(seen: list[str]) -> str:
+    # Variants of a test that saw the same are one; both event loops always are.
+    different = sorted(filter(None, set(seen)))
+    return " / ".join(different) if different else f"passed ({len(seen)})"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def in_table() -> set[Proof]:
+    """What the committed table holds."""
+    proofs = set[Proof]()
+    for line in TABLE.read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        if len(cells) == 4 and re.fullmatch(r"[A-E]\d+", cells[0]):
+            proofs.add(Proof(cells[0], cells[1], cells[3]))
+    return proofs
+
+
+def in_tests() -> set[Proof]:
+    """What the tests beside this file prove, read from their source."""
+    proofs = set[Proof]()
+    for path in FOLDER.glob("test_*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                for mark in node.decorator_list:
+                    if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.rule":
+                        row, expected = (ast.literal_eval(argument) for argument in mark.args)
+                        proofs.add(Proof(row, _cell(expected), f"{path.name}::{node.name}"))
+    return proofs
