@@ -90,7 +90,7 @@ class Mail:
         due = max(recipient.result.next_attempt_at for recipient in waiting)
         self._clock.set(max(due, self._clock.now()))
         async with asyncio.timeout(PATIENCE.total_seconds()):
-            while (status := await self.status()).recipients == before.recipients:
+            while (status := await self.status()).recipients == before.recipients:  # noqa: ASYNC110
                 await asyncio.sleep(0)
         return self._read(status)
 
