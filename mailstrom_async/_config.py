@@ -3,10 +3,9 @@
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from ipaddress import ip_address, ip_network
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, SecretStr, model_validator
+from pydantic import AfterValidator, Field, FilePath, SecretStr, model_validator
 
 from mailstrom_async._model import Frozen
 
@@ -195,7 +194,7 @@ class Config(Frozen):
     tls: TLSPolicy = "may"
     """ "none": never. "may": where offered, any certificate (RFC 7435), else plaintext. "encrypt": TLS or deferred.
     "verify": TLS with a valid certificate for the host's name, or deferred."""
-    ca_file: Path | None = None
+    ca_file: FilePath | None = None
     """Trusted certificate authorities in PEM; None: the system's."""
     retry: RetryPolicy = RetryPolicy()
     timeouts: Timeouts = Timeouts()

@@ -94,6 +94,7 @@ class Mailstrom:
         if self._home is not None:
             raise MailerStateError("the mailer is already open; leave it before entering it again")
         self._home = (asyncio.get_running_loop(), os.getpid())
+        self._tokens = _Tokens()  # what was left of an earlier life is known to the forks of this process, too
         self._health.enter("starting")
         try:
             await self._storage.open(self._clock.now())
@@ -141,7 +142,6 @@ class Mailstrom:
             await asyncio.wait([self._purging])
             self._purging = None
         self._health.enter("stopped")
-        self._broadcast.end()
         try:
             await self._resolver.aclose()
         finally:
@@ -149,6 +149,8 @@ class Mailstrom:
                 await self._storage.aclose()
             finally:
                 self._home = None
+                # Last, so that those who wait for a status find the mailer closed when they look again.
+                self._broadcast.end()
 
     def lifespan(self, app: object) -> AbstractAsyncContextManager[None]:
         """For FastAPI, Starlette and Litestar: open while the application runs.

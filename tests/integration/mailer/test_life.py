@@ -10,6 +10,7 @@ from pathlib import Path
 from socket import socket
 from textwrap import dedent
 
+import anyio
 import pytest
 
 import mailstrom_async
@@ -247,18 +248,6 @@ async def test_a_start_that_fails_leaves_nothing_open(build, tmp_path):
         assert mailer.worker_status.state == "running"
 
 
-async def test_a_missing_ca_file_is_told_at_the_start(internet, tmp_path):
-    """The setting is named; neither the store nor anything else stays open."""
-    config = Config(helo_name="a.example.org", delivery=internet.delivery, ca_file=tmp_path / "missing.pem")
-    storage = SQLiteStorage(tmp_path / "mail.db")
-    mailer = Mailstrom(config, storage)
-    with pytest.raises(mailstrom_async.MailstromError, match=r"ca_file.*missing\.pem"):
-        await mailer.__aenter__()
-
-    assert mailer.worker_status.state == "stopped"
-    assert repr(storage).endswith("[closed]>")
-
-
 async def test_a_resolver_that_is_down_is_a_start_in_degraded(build, email, server, storage, clock):
     """Nobody answers at the nameserver: mail is accepted, the state says what ails, and it heals by itself."""
     with closing(socket()) as nobody:
@@ -321,10 +310,18 @@ async def test_a_cancelled_start_leaves_nothing_open(internet, tmp_path):
         assert mailer.worker_status.state == "running"
 
 
+class SlowToClose(MemoryStorage):
+    """A store that answers for a while after it was asked to close."""
+
+    async def aclose(self) -> None:
+        await anyio.wait_all_tasks_blocked()
+        await super().aclose()
+
+
 async def test_what_waits_for_a_status_is_told_of_the_end(build, email, server):
     """`wait` of a message that is not completed ends with an error when the mailer closes, and never hangs."""
     server.script["RCPT"] = "450 4.2.1 later"
-    mailer = build()
+    mailer = build(SlowToClose())
     async with mailer:
         message_id = await mailer.send_email(email())
         await mailer.wait(message_id, until="attempted")
