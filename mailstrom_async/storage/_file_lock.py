@@ -3,7 +3,7 @@
 import fcntl
 import os
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mailstrom_async._errors import StorageError, StorageInUse
@@ -39,6 +39,7 @@ def locked(path: Path) -> Generator[None, None, None]:
             f"{path} can't be opened: no lock file {lock_path}: {error.strerror}; "
             "the directory must exist and be writable for this program"
         ) from error
+    _held.add(descriptor)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -46,11 +47,13 @@ def locked(path: Path) -> Generator[None, None, None]:
             raise StorageInUse(f"{path} is open in another process ({holder_of(path)})") from error
         except OSError as error:
             raise StorageError(f"{path} can't be locked: {error.strerror}; keep it on a local file system") from error
-        _held.add(descriptor)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
         yield
     finally:
+        # A child that forked in this very moment may have a copy, and closing ours would not unlock it then.
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
         _held.discard(descriptor)
         os.close(descriptor)
 

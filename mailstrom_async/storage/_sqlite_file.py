@@ -134,8 +134,9 @@ def _create(path: Path) -> None:
 
 
 def _check_header(path: Path) -> None:
-    # Read without SQLite, which might already recover and so change a file that is none of our business.
-    with path.open("rb") as file:
+    # Read without SQLite, which might already recover and so change a file that is none of our business. Opened for
+    # writing, because SQLite would open what it can't write as well, and fail at the first message only.
+    with path.open("r+b") as file:
         header = file.read(_HEADER)
     if len(header) < _HEADER or not header.startswith(_MAGIC):
         raise StorageIncompatible(f"{path} is not a SQLite database, or damaged; it was left as it is: {_ANOTHER}")

@@ -12,6 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, cast
 
+from mailstrom_async._errors import StorageError
 from mailstrom_async.storage._sqlite_errors import storage_error
 
 logger = logging.getLogger("mailstrom_async")
@@ -41,8 +42,10 @@ class Lane:
         self._path = path
         self._begin = begin
         self._waiting: deque[_Waiting] = deque()
+        self._running: Sequence[_Waiting] = ()
         self._wake = threading.Event()
         self._stopping = False
+        self._over: str | None = None
 
     async def run(self, operation: Operation[T], *, size: int = 0) -> T:
         """Run an operation in a transaction; returns after the commit.
@@ -50,6 +53,9 @@ class Lane:
         Args:
             operation: Called with the connection, in the lane's thread; twice, if a first transaction failed.
             size: The bytes that it writes, about, if they are many.
+
+        Raises:
+            StorageError: The transaction failed, or nobody serves the lane any more.
         """
         return await self.submit(operation, size=size)
 
@@ -58,6 +64,9 @@ class Lane:
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Waiting(operation, size, future))
         self._wake.set()
+        if self._over is not None:  # asked after the append: whoever ended it either saw this one, or is seen here
+            future.cancel()
+            raise StorageError(self._over)
         return future
 
     def stop(self) -> None:
@@ -75,15 +84,26 @@ class Lane:
         """Run what comes, until stopped. This is the life of the lane's thread."""
         while True:
             self._wake.clear()
-            batch = self._take()
-            if batch:
-                self._report(batch, self._transact(connection, batch))
+            if batch := self._take():
+                self._report(batch, self._outcomes(connection, batch))
+                self._running = ()
                 self._tend(connection, after_batch)
             elif self._stopping:
                 return
             elif not self._wake.wait(IDLE_SECONDS):
                 self._tend(connection, when_idle)
                 self._wake.wait()
+
+    def end(self, why: str) -> None:
+        """Nobody serves the lane any more, whatever the reason: who waits or comes later is told so, and does not wait
+        for ever."""
+        self._over = (
+            f"{self._path}: {why}; whether this was done is not known: repeat it with the same Message-ID, and "
+            "AlreadyQueued means that it was"
+        )
+        while left := [*self._running, *self._take()]:
+            self._running = ()
+            self._report(left, [StorageError(self._over)] * len(left))
 
     def _take(self) -> list[_Waiting]:
         batch: list[_Waiting] = []
@@ -94,11 +114,23 @@ class Lane:
             if not waiting.future.cancelled():
                 batch.append(waiting)
                 size += waiting.size
+        self._running = batch
         return batch
 
-    def _transact(self, connection: sqlite3.Connection, batch: Sequence[_Waiting]) -> list[object]:
-        """Run operations in one transaction; for each what it returned, or the exception."""
+    def _outcomes(self, connection: sqlite3.Connection, batch: Sequence[_Waiting]) -> list[object]:
+        """For each operation what it returned, or the exception."""
         try:
+            return self._transact(connection, batch)
+        except Exception as error:
+            logger.exception("%s: a transaction failed unexpectedly", self._path)
+            trouble = StorageError(f"{self._path}: a transaction failed unexpectedly: {error!r}; see the log")
+            return [trouble] * len(batch)
+
+    def _transact(self, connection: sqlite3.Connection, batch: Sequence[_Waiting]) -> list[object]:
+        """Run operations in one transaction."""
+        try:
+            if connection.in_transaction:  # the last one could not even be undone
+                connection.execute("ROLLBACK")
             connection.execute(self._begin)
         except sqlite3.Error as error:
             return [storage_error(self._path, error)] * len(batch)
@@ -151,8 +183,7 @@ class Lane:
             return
         try:
             care(connection)
-        except (sqlite3.Error, OSError) as error:
-            # What was committed stays committed; it is tried again next time.
+        except Exception as error:  # noqa: BLE001 - what was committed stays so; it is tried again next time
             logger.warning("%s: its log could not be moved into the file: %s", self._path, error)
 
     def _report(self, batch: Sequence[_Waiting], outcomes: Sequence[object]) -> None:

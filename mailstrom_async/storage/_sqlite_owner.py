@@ -101,13 +101,19 @@ class Owner:
             with ExitStack() as stack:
                 writer = self._open(stack)
                 self._tell(None)
-                self._writes.serve(writer, after_batch=self._checkpoint_if_long, when_idle=checkpoint)
+                try:
+                    self._writes.serve(writer, after_batch=self._checkpoint_if_long, when_idle=checkpoint)
+                finally:
+                    self._writes.end("its writer has ended")
         except MailstromError as error:
             self._tell(error)
         except sqlite3.Error as error:
             self._tell(storage_error(self._path, error))
         except OSError as error:
             self._tell(StorageError(f"{self._path} can't be opened: {error}; it must be readable and writable"))
+        except Exception as error:
+            logger.exception("%s: its writer ended unexpectedly", self._path)
+            self._tell(StorageError(f"{self._path}: its writer ended unexpectedly: {error!r}; see the log"))
         finally:
             with suppress(RuntimeError):  # the loop is closed, and nobody waits
                 self._loop.call_soon_threadsafe(self._over.set)
@@ -119,14 +125,20 @@ class Owner:
         queue.take_up(writer, self._now)
         writer.execute("COMMIT")
         reader = stack.enter_context(closing(open_for_reading(self._path)))
-        thread = threading.Thread(
-            target=self._reads.serve, args=(reader,), name=f"reader of {self._path.name}", daemon=True
-        )
+        thread = threading.Thread(target=self._read, args=(reader,), name=f"reader of {self._path.name}", daemon=True)
         thread.start()
         stack.callback(thread.join)
         stack.callback(self._reads.stop)
         self._open_door(stack)
         return writer
+
+    def _read(self, reader: sqlite3.Connection) -> None:
+        try:
+            self._reads.serve(reader)
+        finally:
+            self._reads.end("its reader has ended")
+            with suppress(RuntimeError):  # the loop is closed, and nobody waits
+                self._loop.call_soon_threadsafe(self.stop)
 
     def _open_door(self, stack: ExitStack) -> None:
         try:

@@ -180,8 +180,8 @@ def hasten(connection: sqlite3.Connection, message_id: str, now: datetime) -> li
         f"UPDATE deliveries SET due_at = min(due_at, ?) WHERE {unclaimed}",  # noqa: S608 - no text from outside
         (to_integer(now), key),
     )
-    rows: list[tuple[int, int, str, int]] = connection.execute(
-        f"SELECT due_at, id, destination, size FROM deliveries WHERE {unclaimed} ORDER BY id",  # noqa: S608
+    rows: list[tuple[int, int, bytes, int]] = connection.execute(
+        f"SELECT due_at, id, CAST(destination AS BLOB), size FROM deliveries WHERE {unclaimed} ORDER BY id",  # noqa: S608
         (key,),
     ).fetchall()
     return [due(row) for row in rows]
@@ -203,7 +203,8 @@ def give_space_back(connection: sqlite3.Connection) -> bool:
     if free <= pages // 2 or free <= SPARE_PAGES:
         return False
     connection.execute(f"PRAGMA incremental_vacuum({SPARE_PAGES})").fetchall()
-    return True
+    (left,) = connection.execute("PRAGMA freelist_count").fetchone()
+    return bool(left < free)
 
 
 def _in_bulk(connection: sqlite3.Connection, operation: Callable[[], T]) -> T | None:
@@ -240,6 +241,9 @@ def _insert_message(connection: sqlite3.Connection, key: int, acceptance: Accept
             ),
         )
     except sqlite3.IntegrityError as error:
+        # No other constraint's failure may be taken for this: the caller would think that the message was accepted.
+        if error.sqlite_errorcode != sqlite3.SQLITE_CONSTRAINT_UNIQUE:
+            raise
         raise AlreadyQueued(prepared.message_id) from error
     connection.execute("INSERT INTO contents VALUES (?, ?)", (key, prepared.content))
 

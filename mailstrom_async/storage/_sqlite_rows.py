@@ -1,5 +1,6 @@
 """Between rows and words: times, results, recipients, attempts."""
 
+import json
 import sqlite3
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -7,8 +8,10 @@ from datetime import UTC, datetime, timedelta
 from typing import cast, get_args
 
 from pydantic import TypeAdapter
+from pydantic_core import PydanticSerializationError
 
 from mailstrom_async._envelope import PendingRecipient, QueuedMessage, RecipientState
+from mailstrom_async._model import Frozen
 from mailstrom_async._status import Attempt, DeliveryResult, Queued
 from mailstrom_async.storage._sqlite_errors import Unreadable, primary_code
 from mailstrom_async.storage.base import Due
@@ -43,10 +46,23 @@ def to_time(microseconds: int) -> datetime:
     return _EPOCH + timedelta(microseconds=microseconds)
 
 
-def due(row: tuple[int, int, str, int]) -> Due:
-    """An entry from (due_at, id, destination, size)."""
+def due(row: tuple[int, int, bytes, int]) -> Due:
+    """An entry from (due_at, id, destination as bytes, size).
+
+    One that can't be decoded is shown as well as it goes: if it failed, the others could not be shown either. It is set
+    aside when it is claimed.
+    """
     due_at, delivery_id, destination, size = row
-    return Due(to_time(due_at), delivery_id, destination, size)
+    return Due(_EPOCH if due_at < 0 else to_time(due_at), delivery_id, destination.decode("utf-8", "replace"), size)
+
+
+def to_json(model: Frozen) -> str:
+    """The JSON of a result or an attempt."""
+    try:
+        return model.model_dump_json()
+    except PydanticSerializationError:
+        # Lone surrogates, which are no text to a database. What was tried must be recorded all the same.
+        return json.dumps(model.model_dump(mode="json"), ensure_ascii=False).encode("utf-8", "replace").decode()
 
 
 def to_result(text: str | None) -> DeliveryResult:

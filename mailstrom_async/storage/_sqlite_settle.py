@@ -10,7 +10,14 @@ from mailstrom_async._envelope import Delivery
 from mailstrom_async._status import FINAL_STATES, Attempt
 from mailstrom_async.storage._rules import Result, abandoned_attempt, abandoned_result, final_at, set_aside
 from mailstrom_async.storage._sqlite_errors import Unreadable
-from mailstrom_async.storage._sqlite_rows import destination_of, pending_recipients, reading, to_integer, to_time
+from mailstrom_async.storage._sqlite_rows import (
+    destination_of,
+    pending_recipients,
+    reading,
+    to_integer,
+    to_json,
+    to_time,
+)
 
 logger = logging.getLogger("mailstrom_async")
 
@@ -73,7 +80,7 @@ def settle(
     new = [(position, results[address]) for position, address in waiting if address in results]
     connection.executemany(
         "UPDATE recipients SET state = ?, result = ? WHERE delivery = ? AND position = ?",
-        [(result.state, result.model_dump_json(), row.id, position) for position, result in new],
+        [(result.state, to_json(result), row.id, position) for position, result in new],
     )
     final = [result for _, result in new if result.state in FINAL_STATES]
     due_again = None
@@ -88,7 +95,7 @@ def settle_all(connection: sqlite3.Connection, row: Row, result: Result, due_at:
     """Give all recipients that are not final the same result, and end the claim."""
     changed = connection.execute(
         f"UPDATE recipients SET state = ?, result = ? WHERE delivery = ? AND {UNFINISHED}",  # noqa: S608
-        (result.state, result.model_dump_json(), row.id),
+        (result.state, to_json(result), row.id),
     ).rowcount
     if result.state == "deferred":
         end_claim(connection, row, due_at)
@@ -108,7 +115,7 @@ def note_attempt(connection: sqlite3.Connection, row: Row, attempt: Attempt) -> 
     """Add to the history, and count it for the recipients that are not final."""
     connection.execute(
         "INSERT INTO attempts (message, started_at, attempt) VALUES (?, ?, ?)",
-        (row.message, to_integer(attempt.started_at), attempt.model_dump_json()),
+        (row.message, to_integer(attempt.started_at), to_json(attempt)),
     )
     connection.execute(
         f"UPDATE recipients SET attempts = attempts + 1 WHERE delivery = ? AND {UNFINISHED}",  # noqa: S608
