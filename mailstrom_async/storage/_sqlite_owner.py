@@ -68,7 +68,7 @@ class Owner:
     async def aclose(self) -> None:
         """Finish what was begun, own and others', and close."""
         self.stop()
-        await self._loop.run_in_executor(None, self._thread.join)
+        await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
 
     async def over(self) -> None:
         """Return when somebody else should have the file."""

@@ -202,7 +202,8 @@ def give_space_back(connection: sqlite3.Connection) -> bool:
     (free,) = connection.execute("PRAGMA freelist_count").fetchone()
     if free <= pages // 2 or free <= SPARE_PAGES:
         return False
-    connection.execute(f"PRAGMA incremental_vacuum({SPARE_PAGES})").fetchall()
+    for _ in range(SPARE_PAGES):
+        connection.execute("PRAGMA incremental_vacuum(1)")  # of a larger number Python's module would do one step only
     (left,) = connection.execute("PRAGMA freelist_count").fetchone()
     return bool(left < free)
 

@@ -71,7 +71,7 @@ class Share:
         self.closing = True
         if self._side is not None:
             self._side.stop()
-        if self._keeper is not None:
+        if self._keeper is not None and not self._keeper.done():  # done: with the event loop that it lived in
             self._keeper.cancel()
             await asyncio.wait([self._keeper])
         if self._side is not None:

@@ -57,8 +57,10 @@ class SQLiteStorage:
         self._usable().wake = wake
 
     async def open(self, now: datetime) -> None:
-        if self._share is not None and self._share.process == os.getpid():
-            raise MailerStateError(f"{self._path} is open already in this SQLiteStorage; aclose() it first")
+        while (earlier := self._share) is not None and earlier.process == os.getpid():
+            if not earlier.closing:
+                raise MailerStateError(f"{self._path} is open already in this SQLiteStorage; aclose() it first")
+            await self.aclose()  # whoever closed it did not wait for the end
         # What a parent process has opened stays as it is in this one: its threads are not here, its connections must
         # not be touched.
         self._share = share = Share(self._path, now)

@@ -7,14 +7,29 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import closing
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
 from mailstrom_async.storage import SQLiteStorage
+from mailstrom_async.storage._sqlite_owner import Owner
 from mailstrom_async.testing._contract.ground import NOW
 
+T = TypeVar("T")
 Query = Callable[..., list[tuple[object, ...]]]
 Program = Callable[..., subprocess.Popen[str]]
+
+
+def owner_of(store: SQLiteStorage) -> Owner:
+    """What has the file open."""
+    assert store._share is not None
+    assert isinstance(store._share._side, Owner)
+    return store._share._side
+
+
+async def ask(store: SQLiteStorage, question: Callable[[sqlite3.Connection], T]) -> T:
+    """What the writer's own connection answers."""
+    return await owner_of(store).run(question, writes=True)
 
 
 @pytest.fixture

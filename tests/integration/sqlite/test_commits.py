@@ -9,13 +9,11 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
 
-from mailstrom_async.storage import SQLiteStorage, _sqlite_reads, _sqlite_settle
+from mailstrom_async.storage import SQLiteStorage, _sqlite_owner, _sqlite_reads, _sqlite_settle
 from mailstrom_async.storage import _sqlite_queue as queue
-from mailstrom_async.storage import sqlite as store_module
 from mailstrom_async.storage._sqlite_lane import BATCH
 from mailstrom_async.testing._contract.ground import (
     ADA,
@@ -29,12 +27,11 @@ from mailstrom_async.testing._contract.ground import (
     deferred,
     delivered,
     email,
+    failed,
     record_of,
 )
 
-from .conftest import Program, Query
-
-T = TypeVar("T")
+from .conftest import Program, Query, ask
 
 
 @asynccontextmanager
@@ -54,12 +51,6 @@ async def held_up(store: SQLiteStorage) -> AsyncIterator[None]:
     finally:
         go_on.set()
         await busy
-
-
-async def ask(store: SQLiteStorage, question: Callable[[sqlite3.Connection], T]) -> T:
-    """What the writer's own connection answers."""
-    assert store._opened is not None
-    return await store._opened.writes.run(question)
 
 
 def commits_in(wal: Path) -> int:
@@ -255,6 +246,22 @@ async def test_purging_gives_the_space_back(path: Path, query: Query):
     assert query("SELECT message_id FROM messages") == [("last",)]
 
 
+async def test_space_is_given_back_in_large_pieces(store: SQLiteStorage):
+    """Each piece is a commit, so page by page would take for ever; all at once nobody could send meanwhile."""
+    await store.enqueue([email(f"{number}", content=bytes(100_000)) for number in range(100)])
+    await store.record([record_of(delivery, failed()) for delivery in await claim(store)])
+
+    def free(connection: sqlite3.Connection) -> int:
+        return int(connection.execute("PRAGMA freelist_count").fetchone()[0])
+
+    before = await ask(store, free)
+    more = await ask(store, queue.give_space_back)
+
+    assert before > queue.SPARE_PAGES
+    assert more
+    assert await ask(store, free) == before - queue.SPARE_PAGES
+
+
 async def test_purging_forgets_every_row(store: SQLiteStorage, query: Query):
     """No recipients, attempts or deliveries of forgotten messages are left behind."""
     await store.enqueue([email("1", [ADA, EVE]), email("2")])
@@ -270,13 +277,13 @@ async def test_the_log_is_moved_into_the_file_when_nothing_is_to_do(path: Path, 
     """Off the accept path: not while anybody waits, but soon after."""
     checkpoints: asyncio.Queue[int] = asyncio.Queue()
     loop = asyncio.get_running_loop()
-    original = store_module.checkpoint
+    original = _sqlite_owner.checkpoint
 
     def checkpoint(connection: sqlite3.Connection) -> None:
         original(connection)
         loop.call_soon_threadsafe(checkpoints.put_nowait, path.stat().st_size)
 
-    monkeypatch.setattr(store_module, "checkpoint", checkpoint)
+    monkeypatch.setattr(_sqlite_owner, "checkpoint", checkpoint)
     store = SQLiteStorage(path)
     await store.open(NOW)
     await checkpoints.get()
@@ -296,7 +303,7 @@ async def test_the_log_is_bounded_even_when_there_is_always_something_to_do(
 ):
     """Reading gets slower with its length; beyond the limit it is begun anew."""
     limit = 1_000_000
-    monkeypatch.setattr(store_module, "WAL_LIMIT", limit)
+    monkeypatch.setattr(_sqlite_owner, "WAL_LIMIT", limit)
     wal = path.with_name("mail.db-wal")
     longest = 0
     for number in range(300):

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from mailstrom_async._reply import Reply
 from mailstrom_async._status import Deferred
 from mailstrom_async.storage import SQLiteStorage, _sqlite_file, _sqlite_reads
 from mailstrom_async.storage import _sqlite_queue as queue
-from mailstrom_async.storage._sqlite_lane import Lane
+from mailstrom_async.storage._sqlite_owner import Owner
 from mailstrom_async.testing._contract.ground import (
     ADA,
     BOB,
@@ -32,14 +33,7 @@ from mailstrom_async.testing._contract.ground import (
     states_of,
 )
 
-from .conftest import Program, Query
-
-
-def lanes(store: SQLiteStorage) -> tuple[Lane, Lane]:
-    """The lanes that write and read."""
-    opened = store._opened
-    assert opened is not None
-    return opened.writes, opened.reads
+from .conftest import Program, Query, ask, owner_of
 
 
 async def limit_pages(store: SQLiteStorage, spare: int) -> None:
@@ -49,7 +43,7 @@ async def limit_pages(store: SQLiteStorage, spare: int) -> None:
         (pages,) = connection.execute("PRAGMA page_count").fetchone()
         connection.execute(f"PRAGMA max_page_count = {pages + spare}")
 
-    await lanes(store)[0].run(limit)
+    await ask(store, limit)
 
 
 async def test_a_full_disk_refuses_what_does_not_fit_and_nothing_else(store: SQLiteStorage):
@@ -306,8 +300,7 @@ async def test_a_commit_that_fails_unexpectedly_is_an_error_and_the_thread_goes_
     def end_transaction(connection: sqlite3.Connection) -> None:
         connection.execute("COMMIT")
 
-    writes, _ = lanes(store)
-    outcomes = await asyncio.gather(writes.run(end_transaction), store.enqueue([email()]), return_exceptions=True)
+    outcomes = await asyncio.gather(ask(store, end_transaction), store.enqueue([email()]), return_exceptions=True)
 
     assert isinstance(outcomes[0], StorageError)
     assert outcomes[1] == await store.upcoming(10)
@@ -315,26 +308,24 @@ async def test_a_commit_that_fails_unexpectedly_is_an_error_and_the_thread_goes_
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # which is the fault here
-@pytest.mark.parametrize("which", [0, 1], ids=["writer", "reader"])
-async def test_nobody_waits_for_a_thread_that_is_gone(
-    store: SQLiteStorage, which: int, caplog: pytest.LogCaptureFixture
-):
-    """However it ended: who waits then and who comes later gets an error, and the store can be opened again."""
+@pytest.mark.parametrize("writes", [True, False], ids=["writer", "reader"])
+async def test_nobody_waits_for_a_thread_that_is_gone(store: SQLiteStorage, writes: bool):
+    """However it ended: who waits then gets an error, and the file is opened anew for all that comes later."""
     await store.enqueue([email()])
-    lane = lanes(store)[which]
+    owner = owner_of(store)
 
-    def vanish(*_: object) -> object:
+    def vanish(_: sqlite3.Connection) -> int:
         raise SystemExit
 
-    calls = [asyncio.create_task(lane.run(operation)) for operation in (vanish, lambda _: 1, lambda _: 2)]
-    async with asyncio.timeout(10):
+    operations: list[Callable[[sqlite3.Connection], int]] = [vanish, lambda _: 1, lambda _: 2]
+    calls = [asyncio.create_task(owner.run(operation, writes=writes)) for operation in operations]
+    async with asyncio.timeout(20):
         outcomes = await asyncio.gather(*calls, return_exceptions=True)
-        with pytest.raises(StorageError, match="has ended; close the store and open it again"):
-            await lane.run(lambda _: 3)
-    assert {type(outcome) for outcome in outcomes} == {StorageError}
-    await store.aclose()
-    await store.open(NOW)
-    assert len(await store.upcoming(10)) == 1
+        await owner.over()
+        assert {type(outcome) for outcome in outcomes} == {StorageError}
+        assert "has ended" in str(outcomes[0])
+        await store.enqueue([email("2")])
+        assert len(await store.upcoming(10)) == 2
 
 
 async def test_a_fault_while_opening_is_told(
@@ -355,10 +346,9 @@ async def test_a_checkpoint_that_fails_is_logged_and_tried_again(
     store: SQLiteStorage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     """What was committed stays committed, whatever happens to the log."""
-    monkeypatch.setattr(type(store._opened), "_checkpoint_if_long", lambda *_: 1 / 0)
+    monkeypatch.setattr(Owner, "_checkpoint_if_long", lambda *_: 1 / 0)
     caplog.set_level(logging.WARNING)
-    # The writer has the old function; a new life has the new one.
-    await store.aclose()
+    await store.aclose()  # the writer has the old function; that of a new life has the new one
     await store.open(NOW)
     await store.enqueue([email()])
     await store.enqueue([email("2")])
