@@ -205,12 +205,12 @@ async def test_no_statement_of_the_queue_looks_at_what_it_does_not_return(store:
     }
     # The first has one row; the second is in order, and left at the limit.
     allowed = {"SCAN counters", "SCAN messages USING INDEX messages_incomplete"}
-    small_sorts = {"status", "cancel", "prepared", "recent"}  # of one message's recipients
+    small_sorts = {"status", "cancel", "prepared", "recent", "claim"}  # of the recipients of what is asked for
     for name, operation in operations.items():
         found = [
             step
             for step in await plans(store, operation)
-            if ("SCAN" in step and step not in allowed)
+            if ("SCAN" in step and step not in allowed and "VIRTUAL TABLE" not in step)  # the values we bring
             or ("TEMP B-TREE" in step and not (name in small_sorts and "ORDER BY" in step))
         ]
         assert found == [], name

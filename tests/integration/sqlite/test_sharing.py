@@ -1,5 +1,4 @@
-"""Forks, event loops, and lives that end early: clear words, and no lock of the dead. (tests/integration/sqlite_processes
-has those that share a file on purpose.)"""
+"""Forks, event loops, and lives that end early: clear words, and no lock of the dead."""
 
 import asyncio
 import multiprocessing
