@@ -1,5 +1,7 @@
 """What is on disk when, how often it is forced there, and what the file grows and shrinks to."""
 
+# ruff: noqa: ASYNC240 - a test may wait for its own small files
+
 import asyncio
 import re
 import shutil

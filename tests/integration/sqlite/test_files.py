@@ -1,5 +1,7 @@
 """The file: made whole or not at all, and left alone if it is not ours."""
 
+# ruff: noqa: ASYNC240 - a test may wait for its own small files
+
 import os
 import sqlite3
 import stat
