@@ -9,14 +9,15 @@ from typing import NamedTuple
 
 import pytest
 
-FOLDER = Path(__file__).parent
-TABLE = FOLDER.parent / "RULES.md"
+TESTS = Path(__file__).parent.parent
+TABLE = TESTS / "RULES.md"
 SWITCH = "RULES_TABLE"
 HEAD = f"""# The delivery rules, and the tests that prove them
 
-Written by `{SWITCH}=1 python -m pytest tests/rules`. "seen" is what became of the recipients, in the order of events:
-D: deferred, V: delivered, F: failed, with the cause or reply, the RFC 3463 status, and the number of attempts.
-A1-A64 are about SMTP servers, B1-B31 about DNS.
+Brought up to date by `{SWITCH}=1 python -m pytest tests/rules`, or any other tests. "seen" is what became of the
+recipients, in the order of events (D: deferred, V: delivered, F: failed, with the cause or the reply, the RFC 3463
+status, and the number of attempts if it is not one), or how many variants passed. Rows A are about SMTP servers, B
+about DNS, C about the process, the store and the clock, D about hostile input, E about load.
 
 | row | expected | seen | test |
 | --- | --- | --- | --- |
@@ -43,9 +44,9 @@ _unproved: set[Proof] = set()
 def remember(item: pytest.Item) -> None:
     """Have the report of a test name the rows that it proves."""
     for mark in item.iter_markers("rule"):
-        row, expected = mark.args
-        name = f"{item.path.name}::{getattr(item, 'originalname', item.name)}"
-        item.user_properties.append(("rule", (row, expected, name)))
+        row, expected = _row_and_expected(*mark.args, **mark.kwargs)
+        name = f"{item.path.relative_to(TESTS)}::{getattr(item, 'originalname', item.name)}"
+        item.user_properties.append(("rule", (row, _cell(expected), name)))
 
 
 def record(report: pytest.TestReport) -> None:
@@ -67,9 +68,13 @@ def write(session: pytest.Session) -> None:
         rows = ", ".join(sorted(proof.row for proof in _unproved))
         session.config.get_terminal_writer().line(f"\n{TABLE.name} was not written: see {rows}", red=True)
         return
+    # What did not run this time keeps what was seen before.
+    current = in_tests()
+    rows = {proof: seen for proof, seen in in_table().items() if proof in current}
+    rows |= {proof: _cell(_sum_up(seen)) for proof, seen in _seen.items()}
     lines = [
-        f"| {proof.row} | {_cell(proof.expected)} | {_cell(_sum_up(_seen[proof]))} | {proof.test} |\n"
-        for proof in sorted(_seen, key=lambda proof: proof.rank)
+        f"| {proof.row} | {proof.expected} | {rows[proof]} | {proof.test} |\n"
+        for proof in sorted(rows, key=lambda proof: proof.rank)
     ]
     TABLE.write_text(HEAD + "".join(lines), encoding="utf-8")
 
@@ -84,24 +89,31 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def in_table() -> set[Proof]:
-    """What the committed table holds."""
-    proofs = set[Proof]()
+def _row_and_expected(row: str, expected: str) -> tuple[str, str]:
+    return row, expected
+
+
+def in_table() -> dict[Proof, str]:
+    """What the committed table holds, and what was seen."""
+    if not TABLE.exists():
+        return {}
+    seen: dict[Proof, str] = {}
     for line in TABLE.read_text(encoding="utf-8").splitlines():
         cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
         if len(cells) == 4 and re.fullmatch(r"[A-E]\d+", cells[0]):
-            proofs.add(Proof(cells[0], cells[1], cells[3]))
-    return proofs
+            seen[Proof(cells[0], cells[1], cells[3])] = cells[2]
+    return seen
 
 
 def in_tests() -> set[Proof]:
-    """What the tests beside this file prove, read from their source."""
+    """What all tests prove, read from their source."""
     proofs = set[Proof]()
-    for path in FOLDER.glob("test_*.py"):
+    for path in TESTS.rglob("test_*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 for mark in node.decorator_list:
                     if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.rule":
-                        row, expected = (ast.literal_eval(argument) for argument in mark.args)
-                        proofs.add(Proof(row, _cell(expected), f"{path.name}::{node.name}"))
+                        named = {keyword.arg or "": ast.literal_eval(keyword.value) for keyword in mark.keywords}
+                        row, expected = _row_and_expected(*map(ast.literal_eval, mark.args), **named)
+                        proofs.add(Proof(row, _cell(expected), f"{path.relative_to(TESTS)}::{node.name}"))
     return proofs

@@ -260,7 +260,7 @@ async def test_hidden_recipients_stay_hidden(mailer, message):
 
     assert prepared.recipients == ("ada@example.net", "hidden@example.net")
     assert b"hidden" not in prepared.content
-    assert b"bcc" not in prepared.content.lower()
+    assert b"\nbcc:" not in prepared.content.lower()  # a random Message-ID may well hold these letters
 
 
 @pytest.mark.rule("D13", expected="refused as a custom header")

@@ -2,9 +2,9 @@
 
 import pytest
 
-from .table import SWITCH, in_table, in_tests
+from .table import SWITCH, Proof, in_table, in_tests
 
-SMTP = [f"A{number}" for number in range(1, 15)]
+ROWS = [f"A{number}" for number in range(1, 24)] + [f"B{number}" for number in range(1, 29)] + ["B31"]
 
 
 @pytest.fixture
@@ -13,13 +13,18 @@ def anyio_backend():
     return "asyncio"
 
 
+def ours(proofs) -> set[Proof]:
+    """Those that prove the rows for which the table is complete."""
+    return {proof for proof in proofs if proof.row in ROWS}
+
+
 def test_every_row_has_a_test():
-    """Each row of the matrix is proved by at least one test."""
+    """Each row of these is proved by at least one test."""
     proved = {proof.row for proof in in_tests()}
 
-    assert [row for row in SMTP if row not in proved] == []
+    assert [row for row in ROWS if row not in proved] == []
 
 
 def test_the_table_is_what_the_tests_prove():
     """A row, its expectation and its test stand in the table as they stand in the tests."""
-    assert in_table() == in_tests(), f"write the table anew: {SWITCH}=1 python -m pytest tests/rules"
+    assert ours(in_table()) == ours(in_tests()), f"bring it up to date: {SWITCH}=1 python -m pytest tests/rules"
