@@ -167,7 +167,8 @@ class Limits(Frozen):
     """How much at once."""
 
     connections: Count = 64
-    """In all. More gain nothing on one event loop and cost the application latency."""
+    """In all. More gain nothing on one event loop and cost the application latency. Connections whose host lets us wait
+    for seconds are not counted, so that they keep nobody out; there are at most as many of them again."""
     connections_per_host: Count = 8
     """To one site; big receivers answer more with 421."""
     recipients_per_transaction: Count = 100

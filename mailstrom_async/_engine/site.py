@@ -58,6 +58,7 @@ class Site:
         self._sites = sites
         self._waiting: OrderedDict[int, Bundle] = OrderedDict()  # by message
         self._sessions = 0
+        self._opening = 0
         self._carrying = 0
         self._allowed = min(FIRST_SESSIONS, sites.config.limits.connections_per_host)
         self._idle: list[asyncio.Future[bool]] = []
@@ -88,7 +89,7 @@ class Site:
 
     @property
     def busy(self) -> bool:
-        return self._carrying > 0
+        return self._opening + self._carrying > 0
 
     @property
     def forgettable(self) -> bool:
@@ -197,13 +198,14 @@ class Site:
         """Open a session; where none can be had, settle what that means for those who wait."""
         bundle = next(iter(self._waiting.values()))
         started_at = self._sites.settlement.now()
-        self._carrying += 1
+        self._opening += 1
         try:
             targets = self._sites.router.targets(bundle.route, self._dialled)
             self._dialled[targets[0].host] += 1
-            opened = await open_session(self._sites.connector, targets)
+            with self._sites.waiting_for_host():
+                opened = await open_session(self._sites.connector, targets)
         finally:
-            self._carrying -= 1
+            self._opening -= 1
         if not isinstance(opened, Unreachable):
             self._sites.relay_trouble(None)
             return opened
@@ -233,7 +235,8 @@ class Site:
         untouched: tuple[str, ...] = ()
         self._carrying += 1
         try:
-            untouched = await self._attempt(session, bundle, outcomes, lambda: lookahead.reserve(session))
+            with self._sites.waiting_for_host():
+                untouched = await self._attempt(session, bundle, outcomes, lambda: lookahead.reserve(session))
         except asyncio.CancelledError:
             session.abort()
             self._interrupted(session, bundle, outcomes, started_at)
