@@ -15,7 +15,7 @@ NETWORK = frozenset(
 MOUNTS = Path("/proc/self/mountinfo")
 
 
-def refuse_network(path: Path, mounts: Path = MOUNTS) -> None:
+def refuse_network(path: Path) -> None:
     """Raises StorageError if the directory of a file is mounted over a network, as far as the system tells (Linux).
 
     Machines that mount the same directory don't see each other's locks in all cases, and then both would write; and
@@ -23,7 +23,7 @@ def refuse_network(path: Path, mounts: Path = MOUNTS) -> None:
     """
     try:
         device = path.parent.stat().st_dev
-        kind = file_system(mounts.read_text("utf-8", "replace"), f"{os.major(device)}:{os.minor(device)}")
+        kind = file_system(MOUNTS.read_text("utf-8", "replace"), f"{os.major(device)}:{os.minor(device)}")
     except OSError:
         return  # not Linux; or the directory is missing, of which whoever opens the file tells
     if kind in NETWORK:

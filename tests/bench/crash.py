@@ -258,7 +258,8 @@ async def run(path: Path, kills: int, chance: random.Random) -> tuple[Report, Fi
         await accepting_again(workers, began)
         counts = numbers(chance)
         while report.kills < kills:
-            await asyncio.sleep(chance.uniform(0.1, 1.0))
+            await accepting_again(workers, time.monotonic())
+            await asyncio.sleep(chance.uniform(0.0, 1.0))
             owner = owner_among(workers, path)
             await _kill(victims(workers, next(counts), owner, chance), workers, owner, report)
         await accepting_again(workers, time.monotonic())

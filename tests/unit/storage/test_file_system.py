@@ -1,11 +1,13 @@
 """Which file systems are refused for a queue."""
 
 import os
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from mailstrom_async import StorageError
+from mailstrom_async import SQLiteStorage, StorageError
+from mailstrom_async.storage import _file_system
 from mailstrom_async.storage._file_system import file_system, refuse_network
 
 MOUNTS = """\
@@ -27,17 +29,29 @@ def test_the_type_of_a_file_system_is_read_from_the_mounts(device, kind):
 
 
 @pytest.mark.parametrize("kind", ["nfs", "nfs4", "cifs", "smb3", "ceph", "fuse.sshfs"])
-def test_a_file_on_a_network_file_system_is_refused(tmp_path, kind):
-    """The remedy is told: a local disk, or PostgreSQL."""
+async def test_a_file_on_a_network_file_system_is_refused(tmp_path, monkeypatch, kind):
+    """The remedy is told: a local disk, or PostgreSQL. Nothing is made there."""
+    monkeypatch.setattr(_file_system, "MOUNTS", mounts_with(tmp_path, kind))
+    folder = tmp_path / "mail"
+    folder.mkdir()
     with pytest.raises(StorageError, match=rf"over a network \({kind}\).*local disk, or use PostgresStorage"):
-        refuse_network(tmp_path / "mail.db", mounts_with(tmp_path, kind))
+        await SQLiteStorage(folder / "mail.db").open(datetime.now(UTC))
+
+    assert list(folder.iterdir()) == []
 
 
 @pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs", "tmpfs", "overlay", "9p"])
-def test_a_file_on_a_local_file_system_is_taken(tmp_path, kind):
-    """And so is one whose file system the system does not tell."""
-    refuse_network(tmp_path / "mail.db", mounts_with(tmp_path, kind))
-    refuse_network(tmp_path / "mail.db", tmp_path / "missing")
+def test_a_file_on_a_local_file_system_is_taken(tmp_path, monkeypatch, kind):
+    """As is one in a directory that is not there: of that, whoever opens the file tells."""
+    monkeypatch.setattr(_file_system, "MOUNTS", mounts_with(tmp_path, kind))
+    refuse_network(tmp_path / "mail.db")
+    refuse_network(tmp_path / "missing" / "mail.db")
+
+
+def test_where_the_system_has_no_such_table_every_file_is_taken(tmp_path, monkeypatch):
+    """As on macOS."""
+    monkeypatch.setattr(_file_system, "MOUNTS", tmp_path / "missing")
+    refuse_network(tmp_path / "mail.db")
 
 
 def mounts_with(folder: Path, kind: str) -> Path:
