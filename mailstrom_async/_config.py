@@ -206,3 +206,13 @@ class Config(Frozen):
     """How long `aclose` lets running attempts finish."""
     retention: Positive | None = None
     """How long the status of a completed message is kept; None: until `purge`."""
+
+    @model_validator(mode="after")
+    def _the_relay_has_the_tls_that_is_demanded(self) -> Self:
+        plaintext = isinstance(self.delivery, RelayDelivery) and self.delivery.security == "none"
+        if plaintext and self.tls in ("encrypt", "verify"):
+            raise ValueError(
+                f'tls="{self.tls}" and a relay with security="none" contradict each other: '
+                'set security to "starttls" or "tls", or tls to "may"'
+            )
+        return self
