@@ -16,11 +16,12 @@ The way of a message, and where to read it:
 5. The outcomes are settled into results (`_queue/recipient.py`) and recorded; deferred ones are due again later.
 """
 
-from mailstrom_async._config import Config, DirectDelivery, Limits, RelayDelivery, RetryPolicy, Timeouts
+from mailstrom_async._config import Config, DirectDelivery, DKIMKey, Limits, RelayDelivery, RetryPolicy, Timeouts
 from mailstrom_async._email import Attachment, Email
 from mailstrom_async._envelope import PreparedEmail
 from mailstrom_async._errors import (
     AlreadyQueued,
+    DKIMKeyError,
     InvalidEmail,
     MailerStateError,
     MailstromError,
@@ -66,6 +67,8 @@ __all__ = [
     "Attachment",
     "Attempt",
     "Config",
+    "DKIMKey",
+    "DKIMKeyError",
     "Deferred",
     "Delivered",
     "DeliveryResult",

@@ -3,9 +3,11 @@
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from ipaddress import ip_address, ip_network
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, FilePath, SecretStr, model_validator
+import idna
+from pydantic import AfterValidator, BeforeValidator, Field, FilePath, SecretStr, field_validator, model_validator
 
 from mailstrom_async._model import Frozen
 
@@ -126,6 +128,38 @@ class RelayDelivery(Frozen):
         return self
 
 
+def _check_domain(name: str) -> str:
+    if not name.isascii():
+        try:
+            name = idna.encode(name, uts46=True).decode("ascii")
+        except idna.IDNAError as error:
+            raise ValueError(f"{name!r} is not a domain: {error}") from None
+    return _check_host_name(name)
+
+
+def _pem_or_path(value: object) -> object:
+    if isinstance(value, bytes):
+        value = value.decode("ascii", "replace")
+    if isinstance(value, str):
+        return SecretStr(value) if "-----BEGIN" in value or "\n" in value else Path(value)
+    return value
+
+
+class DKIMKey(Frozen):
+    """A key that signs mail (RFC 6376): all that is from its domain, and from domains below that have no key of their
+    own. Several keys of one domain all sign: RSA for everybody, Ed25519 for those who know it.
+
+    The record for the DNS is printed by `mailstrom-async dkim-key`, which also makes keys.
+    """
+
+    domain: Annotated[str, AfterValidator(_check_domain)]
+    selector: Annotated[str, AfterValidator(_check_host_name)]
+    """The key's name: its record is at SELECTOR._domainkey.DOMAIN."""
+    private_key: Annotated[SecretStr | Path, BeforeValidator(_pem_or_path)]
+    """In PEM form, without a password: RSA of 2048 to 4096 bits, or Ed25519; or the path of a file that holds it. It is
+    read when the mailer is entered."""
+
+
 class RetryPolicy(Frozen):
     """When a deferred delivery is attempted again (RFC 5321 section 4.5.4.1).
 
@@ -204,6 +238,8 @@ class Config(Frozen):
     """How long a claimed delivery belongs to this mailer without being renewed."""
     shutdown_grace: Annotated[timedelta, Field(ge=timedelta(0))] = timedelta(seconds=30)
     """How long `aclose` lets running attempts finish."""
+    dkim: tuple[DKIMKey, ...] = ()
+    """Keys to sign with (extra `dkim`), chosen by the From domain."""
     retention: Positive | None = None
     """How long the status of a completed message is kept; None: until `purge`."""
 
@@ -216,3 +252,11 @@ class Config(Frozen):
                 'set security to "starttls" or "tls", or tls to "may"'
             )
         return self
+
+    @field_validator("dkim")
+    @classmethod
+    def _each_key_has_its_own_name(cls, keys: tuple[DKIMKey, ...]) -> tuple[DKIMKey, ...]:
+        names = [(key.domain, key.selector) for key in keys]
+        if len(set(names)) < len(names):
+            raise ValueError("two keys have the same domain and selector, and the DNS has room for one of them")
+        return keys

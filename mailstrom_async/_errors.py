@@ -6,6 +6,7 @@
     ├── QueueFull                              Limits.queue_size is reached; nothing was stored
     ├── MessageNotFound       (LookupError)    no message has this Message-ID
     ├── MailerStateError      (RuntimeError)   the mailer is not open, already open, or belongs to another event loop
+    ├── DKIMKeyError          (ValueError)     a key of Config.dkim can't sign
     ├── ResolverError                          the resolver can't be used as configured
     ├── ResolutionFailed                       a name could not be looked up now; it may work later
     └── StorageError                           the store can't do it now: disk full, locked, gone
@@ -91,6 +92,19 @@ class MessageNotFound(MailstromError, LookupError):
 
 class MailerStateError(MailstromError, RuntimeError):
     """The mailer was used before it was opened, after it was closed, or from another event loop or process."""
+
+
+class DKIMKeyError(MailstromError, ValueError):
+    """A key of `Config.dkim` can't sign. Nothing is opened until it can: unsigned mail would end up as spam."""
+
+    def __init__(self, selector: str, domain: str, problem: str) -> None:
+        super().__init__(f"the DKIM key {selector!r} of {domain} {problem}")
+        self.selector = selector
+        self.domain = domain
+        self.problem = problem
+
+    def __reduce__(self) -> tuple[type[Self], tuple[object, ...]]:
+        return type(self), (self.selector, self.domain, self.problem)
 
 
 class ResolverError(MailstromError):

@@ -4,7 +4,8 @@ import asyncio
 import os
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from datetime import datetime, timedelta
 from email.message import EmailMessage
 from random import Random
@@ -17,10 +18,12 @@ from mailstrom_async._email import Email
 from mailstrom_async._engine.broadcast import Broadcast, Subscription
 from mailstrom_async._engine.engine import Engine
 from mailstrom_async._engine.health import Health
+from mailstrom_async._engine.signing import SigningPool
 from mailstrom_async._envelope import PreparedEmail
 from mailstrom_async._errors import InvalidEmail, MailerStateError, MessageNotFound, StorageError
 from mailstrom_async._events import Event, MessageCompleted, MessageQueued, RecipientFailed, WorkerStatusChanged
 from mailstrom_async._message.compose import Envelope, compose, size_of
+from mailstrom_async._message.dkim_keys import load_signers
 from mailstrom_async._message.ids import Stamp
 from mailstrom_async._status import Attempt, Failed, MessageStatus, WorkerStatus
 from mailstrom_async.dns import AiodnsResolver, Resolver
@@ -74,6 +77,7 @@ class Mailstrom:
         self._health = Health(lambda status: self._broadcast.publish([WorkerStatusChanged(status=status)]))
         self._home: tuple[asyncio.AbstractEventLoop, int] | None = None
         self._engine: Engine | None = None
+        self._signing: SigningPool | None = None
         self._switch = asyncio.Lock()
         self._tokens = _Tokens()
         self._purging: asyncio.Task[None] | None = None
@@ -90,6 +94,7 @@ class Mailstrom:
             MailerStateError: It is open already.
             StorageError: The store can't be opened; the message says what to do.
             ResolverError: The resolver can't be used as configured.
+            DKIMKeyError: A key of `Config.dkim` can't sign.
         """
         if self._home is not None:
             raise MailerStateError("the mailer is already open; leave it before entering it again")
@@ -97,6 +102,7 @@ class Mailstrom:
         self._tokens = _Tokens()  # what was left of an earlier life is known to the forks of this process, too
         self._health.enter("starting")
         try:
+            signers = await asyncio.to_thread(load_signers, self._config.dkim) if self._config.dkim else []
             await self._storage.open(self._clock.now())
             try:
                 self._storage.watch(self._changed_elsewhere)
@@ -108,6 +114,8 @@ class Mailstrom:
             self._home = None
             self._health.enter("stopped")
             raise
+        if signers:
+            self._signing = SigningPool(signers)
         if self._config.retention is not None:
             self._purging = asyncio.create_task(self._purge_regularly(self._config.retention))
         if self._deliver:
@@ -142,15 +150,18 @@ class Mailstrom:
             await asyncio.wait([self._purging])
             self._purging = None
         self._health.enter("stopped")
-        try:
-            await self._resolver.aclose()
-        finally:
-            try:
-                await self._storage.aclose()
-            finally:
-                self._home = None
-                # Last, so that those who wait for a status find the mailer closed when they look again.
-                self._broadcast.end()
+        async with AsyncExitStack() as closing:
+            # Last, so that those who wait for a status find the mailer closed when they look again.
+            closing.callback(self._broadcast.end)
+            closing.callback(self._forget_home)
+            closing.push_async_callback(self._storage.aclose)
+            closing.push_async_callback(self._resolver.aclose)
+            if self._signing is not None:
+                closing.push_async_callback(self._signing.aclose)
+                self._signing = None
+
+    def _forget_home(self) -> None:
+        self._home = None
 
     def lifespan(self, app: object) -> AbstractAsyncContextManager[None]:
         """For FastAPI, Starlette and Litestar: open while the application runs.
@@ -270,6 +281,8 @@ class Mailstrom:
     async def _accept(self, acceptances: list[Acceptance]) -> list[str]:
         if not acceptances:
             return []
+        if self._signing is not None:
+            acceptances = await _signed(acceptances, self._signing)
         dues = await self._storage.enqueue(acceptances, queue_size=self._config.limits.queue_size)
         if self._engine is not None:
             self._engine.queued(dues)
@@ -412,6 +425,15 @@ def _found(value: T | None, message_id: str, missing: str = "message") -> T:
     if value is None:
         raise MessageNotFound(message_id, missing)
     return value
+
+
+async def _signed(acceptances: Sequence[Acceptance], signing: SigningPool) -> list[Acceptance]:
+    contents = [acceptance.prepared.content for acceptance in acceptances]
+    signed = await signing.sign(contents, acceptances[0].queued_at)
+    return [
+        replace(acceptance, prepared=replace(acceptance.prepared, content=content))
+        for acceptance, content in zip(acceptances, signed, strict=True)
+    ]
 
 
 def _is_large(email: AnyEmail) -> bool:
