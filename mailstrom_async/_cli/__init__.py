@@ -9,7 +9,7 @@ import click
 
 from mailstrom_async import MailstromError, __version__
 from mailstrom_async._cli import demo as demo_command
-from mailstrom_async._cli import look
+from mailstrom_async._cli import dkim_key, look
 from mailstrom_async._cli import send as send_command
 from mailstrom_async._cli import sink as sink_command
 from mailstrom_async._cli.send import PROGRAM
@@ -121,3 +121,6 @@ def queue(database: Path, limit: int, as_json: bool) -> None:
 def status(database: Path, message_id: str, as_json: bool) -> None:
     """Tell what became of the message MESSAGE_ID, attempt by attempt."""
     asyncio.run(look.status(database, message_id.strip("<>"), as_json=as_json))
+
+
+cli.add_command(dkim_key.command)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from pydantic import SecretStr
 
 from mailstrom_async._config import DKIMKey
-from mailstrom_async._errors import DKIMKeyError
+from mailstrom_async._errors import DKIMKeyError, MailstromError
 from mailstrom_async._message.dkim import Signer
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ SMALLEST_RSA = 2048
 """Bits. Receivers distrust fewer (RFC 8301 section 3.2 wants 2048)."""
 LARGEST_RSA = 4096
 """Bits. Verifiers need not take more (RFC 8301 section 3.2)."""
+
+CRYPTOGRAPHY = "cryptography: pip install 'mailstrom-async[dkim]'"
 
 KeyType = Literal["rsa", "ed25519"]
 
@@ -45,7 +47,7 @@ def load_signer(key: DKIMKey) -> Signer:
     try:
         from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
     except ImportError:
-        raise _error(key, "needs cryptography: pip install 'mailstrom-async[dkim]'") from None
+        raise _error(key, f"needs {CRYPTOGRAPHY}") from None
     private = _read(key)
     if isinstance(private, rsa.RSAPrivateKey):
         if not SMALLEST_RSA <= private.key_size <= LARGEST_RSA:
@@ -114,9 +116,15 @@ def new_key(kind: KeyType, bits: int = SMALLEST_RSA) -> NewKey:
 
     Args:
         bits: Of an RSA key.
+
+    Raises:
+        MailstromError: `cryptography` is not installed.
     """
-    from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
+    try:
+        from cryptography.hazmat.primitives import serialization
+        from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
+    except ImportError:
+        raise MailstromError(f"a DKIM key needs {CRYPTOGRAPHY}") from None
 
     private: ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey
     if kind == "ed25519":
