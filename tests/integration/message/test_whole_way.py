@@ -91,7 +91,10 @@ async def test_the_unsubscribe_fields_are_signed(internet):
 
 async def test_bytes_are_signed_as_they_are(internet):
     """Nothing of them is changed."""
-    raw = b"From: a@example.org\r\nTo:  b@x.net\r\nDate: Fri, 21 Nov 1997 09:55:06 -0600\r\nMessage-ID: <1@x>\r\n\r\n a\r\n"
+    head = (
+        b"From: a@example.org\r\nTo:  b@example.net\r\nDate: Fri, 21 Nov 1997 09:55:06 -0600\r\nMessage-ID: <1@x>\r\n"
+    )
+    raw = head + b"\r\n a \r\n"
     (content,), _ = await deliver(internet, raw, dkim=KEYS)
 
     assert content.endswith(raw)
