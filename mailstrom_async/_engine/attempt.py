@@ -56,10 +56,15 @@ async def open_session(connector: Connector, targets: Iterable[Target]) -> Sessi
     return unreachable
 
 
-def unfit_for_host(outcomes: Mapping[str, Outcome]) -> tuple[str, ...]:
-    """Recipients that failed because this host can't take such a message (too big, no SMTPUTF8); another might."""
-    return tuple(
-        recipient for recipient, outcome in outcomes.items() if outcome.state == "failed" and outcome.cause == "policy"
+def worth_another_host(outcomes: Mapping[str, Outcome]) -> bool:
+    """Whether another host of the route may still take the message, in the same attempt: this one said nothing of any
+    recipient. It can't take such a message at all (too big, no SMTPUTF8: rows A51, A54), or it refused MAIL for now,
+    which is its own trouble (row A24). A refusal of a recipient would be the same at the others, and greylisting too.
+    """
+    return all(
+        (outcome.state == "failed" and outcome.cause == "policy")
+        or (outcome.state == "deferred" and outcome.reply is not None and outcome.reply.command == Phase.MAIL)
+        for outcome in outcomes.values()
     )
 
 

@@ -14,7 +14,7 @@ from mailstrom_async._engine.attempt import (
     Unreachable,
     carry,
     open_session,
-    unfit_for_host,
+    worth_another_host,
 )
 from mailstrom_async._envelope import Delivery, QueuedMessage
 from mailstrom_async._policy.hosts import Route
@@ -233,13 +233,14 @@ class Site:
         fresh = session.transactions == 0
         outcomes: dict[str, Outcome] = {}
         untouched: tuple[str, ...] = ()
+        spoken = [session]
         self._carrying += 1
         try:
             with self._sites.waiting_for_host():
-                untouched = await self._attempt(session, bundle, outcomes, lambda: lookahead.reserve(session))
+                untouched = await self._attempt(spoken, bundle, outcomes, lambda: lookahead.reserve(session))
         except asyncio.CancelledError:
             session.abort()
-            self._interrupted(session, bundle, outcomes, started_at)
+            self._interrupted(spoken[-1], bundle, outcomes, started_at)
             raise
         except Exception as error:
             logger.exception("%r failed unexpectedly", bundle.deliveries)
@@ -253,7 +254,7 @@ class Site:
         else:
             # Closed by a host that we just greeted, or half-way through: that is an attempt, or we would spin.
             closed = judge_breakdown(Phase.MAIL, "network", f"{session.target.host} closed the connection before MAIL")
-            self._settle(bundle, {**dict.fromkeys(untouched, closed), **outcomes}, started_at, session)
+            self._settle(bundle, {**dict.fromkeys(untouched, closed), **outcomes}, started_at, spoken[-1])
             self._learn(outcomes)
         if session.usable:
             return session
@@ -268,22 +269,31 @@ class Site:
                 self._sites.want_session(self)
 
     async def _attempt(
-        self, session: Session, bundle: Bundle, outcomes: dict[str, Outcome], following: Following
+        self, spoken: list[Session], bundle: Bundle, outcomes: dict[str, Outcome], following: Following
     ) -> tuple[str, ...]:
-        """Fill in the outcomes; returns the recipients that the server never heard of."""
+        """Fill in the outcomes; returns the recipients that the server never heard of.
+
+        Args:
+            spoken: The session to use. Others are added if another host of the route has to be asked.
+        """
         message = bundle.deliveries[0].message
         at_once = self.recipients_at_once
         untouched = await carry(
-            session, message, bundle.recipients, at_once=at_once, outcomes=outcomes, following=following
+            spoken[0], message, bundle.recipients, at_once=at_once, outcomes=outcomes, following=following
         )
-        unfit = unfit_for_host(outcomes)
-        if not unfit:
-            return untouched
-        # Too big for this host, or it can't SMTPUTF8: another host of the route may differ (rows A51, A54).
-        others = [target for target in self._sites.router.targets(bundle.route) if target.host != session.target.host]
-        if others and not isinstance(other := await open_session(self._sites.connector, others), Unreachable):
+        while outcomes and not untouched and worth_another_host(outcomes):
+            tried = {session.target.host for session in spoken}
+            others = [target for target in self._sites.router.targets(bundle.route) if target.host not in tried]
+            # While another host is asked nothing is decided, should we be stopped then.
+            so_far = dict(outcomes)
+            outcomes.clear()
+            other = await open_session(self._sites.connector, others) if others else None
+            if other is None or isinstance(other, Unreachable):
+                outcomes.update(so_far)
+                break
+            spoken.append(other)
             try:
-                await carry(other, message, unfit, at_once=at_once, outcomes=outcomes)
+                await carry(other, message, bundle.recipients, at_once=at_once, outcomes=outcomes)
                 await other.quit()
             finally:
                 other.abort()

@@ -199,6 +199,8 @@ class Transaction:
             return
         if await self._data():
             await (self._content(message) if self._accepted else self._nothing())
+        elif self._pipelining and self._accepted:
+            await self._confirm()
 
     def _all_refused(self) -> bool:
         """Nobody is left, and nothing is still to be read: a pipelined group is answered to its end."""
@@ -234,6 +236,24 @@ class Transaction:
             self._decide(self._accepted, answer)
             return False
         raise Broken("protocol", f"answered {answer.code}, which is neither 354 nor a refusal")
+
+    async def _confirm(self) -> None:
+        """A refusal of DATA decides for those who were accepted. In a group it may be a recipient's, moved there by a
+        reply too many before it; then what comes now is not the reply to RSET."""
+        self._wire.transcript.ours(RSET)
+        self._wire.send([RSET])
+        try:
+            answer = await self._wire.answer(self._timeouts.command.total_seconds())
+        except Broken as broken:
+            if broken.cause == "protocol":
+                raise
+            self._wire.abort()  # the conversation ends with the refusal, which stands
+            return
+        if answer.code == CLOSING:
+            self._wire.abort()
+        elif not answer.positive:
+            raise Broken("protocol", f"answered {answer.code}, which is no reply to RSET")
+        self.unfinished = False
 
     async def _nothing(self) -> None:
         """End the content before it begins: the server asks for it, though it refused all (RFC 2920 section 3.1)."""

@@ -7,7 +7,7 @@ import pytest
 from mailstrom_async.testing import CertificateAuthority, FakeInternet
 
 from .table import record, remember, write
-from .world import World
+from .world import OFFERS, PIPELINED, World
 
 
 @pytest.fixture(
@@ -31,6 +31,12 @@ def authority() -> CertificateAuthority:
 def stranger() -> CertificateAuthority:
     """One that nobody trusts."""
     return CertificateAuthority()
+
+
+@pytest.fixture(params=["pipelined", "lock-step"])
+def extensions(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    """What exchangers offer: with and without PIPELINING, which changes the way of a transaction."""
+    return PIPELINED if request.param == "pipelined" else OFFERS
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import ast
 import os
 import re
 from collections import defaultdict
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,7 +56,9 @@ def record(report: pytest.TestReport) -> None:
     if not report.passed:
         _unproved.update(proofs)
     elif report.when == "call":
-        seen = "; ".join(text for name, text in report.user_properties if name == "seen")
+        runs = groupby(text for name, text in report.user_properties if name == "seen")
+        lengths = [(text, len(list(run))) for text, run in runs]
+        seen = "; ".join(text if length == 1 else f"{length} x {text}" for text, length in lengths)
         for proof in proofs:
             _seen[proof].append(seen)
 

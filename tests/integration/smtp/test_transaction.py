@@ -1,9 +1,11 @@
 """From MAIL to the reply after the dot: every recipient gets its own outcome from its own reply."""
 
+from datetime import timedelta
+
 import pytest
 
 from mailstrom_async._reply import Phase
-from mailstrom_async.testing import Close, Raw, Reply, Reset, SMTPServer
+from mailstrom_async.testing import Close, Hang, Raw, Reply, Reset, SMTPServer
 
 A, B, C = "a@example.test", "b@example.test", "c@example.test"
 
@@ -322,6 +324,40 @@ async def test_a_reply_too_many_does_not_fail_the_next_recipient(client, extensi
         assert decided(result) == {}
         assert result.breakdown.cause == "protocol"
         assert server.messages == []
+
+
+@pytest.mark.parametrize("data", [b"354 go\r\n", b"503 no recipients\r\n"])
+async def test_a_reply_too_many_does_not_move_a_refusal_to_data(client, raw_server, data):
+    """Row A49: however the replies are cut into segments. Here B's refusal comes where DATA's reply should be."""
+
+    async def serve(reader, writer):
+        writer.write(b"220 mx\r\n")
+        await reader.readline()
+        writer.write(b"250-mx\r\n250 PIPELINING\r\n")
+        for reply in (b"250 MAIL\r\n250 again\r\n", b"250 A\r\n", b"550 B\r\n", b""):
+            assert await reader.readline()
+            writer.write(reply)
+        assert await reader.readline() == b"RSET\r\n"
+        writer.write(data)
+        await reader.read()
+
+    async with raw_server(serve).running() as server:
+        session = await client.connect(server)
+        result = await session.transact(client.message(), [A, B])
+
+    assert result.decided == {}
+    assert result.breakdown.cause == "protocol"
+
+
+@pytest.mark.parametrize("then", [Close(), Reset(), Hang()])
+async def test_a_refusal_of_data_stands_though_the_connection_is_lost_behind_it(client, then):
+    """Row A42: only what comes in the place of a reply to RSET could revoke it."""
+    async with SMTPServer({"DATA": Reply("554 5.7.1 no"), "RSET": then}) as server:
+        session = await client.connect(server, timeouts={"command": timedelta(seconds=0.2)})
+        result = await session.transact(client.message(), [A])
+
+        assert decided(result) == {A: (Phase.DATA, 554)}
+        assert not session.usable
 
 
 async def test_two_replies_to_the_dot_are_no_yes(client, extensions):
