@@ -57,6 +57,10 @@ class Server:
     def stop(self, mode: str = "fast") -> None:
         self._run("pg_ctl", "stop", "-w", "-D", self._data, "-m", mode)
 
+    def restart(self, mode: str) -> None:
+        self.stop(mode)
+        self.start()
+
     def destroy(self) -> None:
         try:
             self.stop("immediate")

@@ -1,0 +1,202 @@
+"""The server goes away, comes back, and cuts connections at the worst moment."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+
+import asyncpg
+import pytest
+from _mailers import arrived, config, email, eventually, message_id, recipient, state
+from _server import Server
+
+from mailstrom_async import AlreadyQueued, Mailstrom, StorageError
+from mailstrom_async.storage.postgres import PostgresStorage
+from mailstrom_async.testing import Gate, SMTPServer
+
+NOW = datetime(2030, 1, 1, tzinfo=UTC)
+BLOCKED = """
+    SELECT pid FROM pg_stat_activity WHERE application_name = 'mailstrom_async' AND wait_event_type = 'Lock'
+    AND query LIKE '%' || $1 || '.messages%'
+"""
+
+
+async def send_until_known(mailer: Mailstrom, number: int) -> None:
+    """As the documentation says: whoever gets a StorageError sends again with the same Message-ID."""
+    while True:
+        try:
+            await mailer.send_email(email(number))
+        except StorageError:
+            continue
+        except AlreadyQueued:
+            pass
+        return
+
+
+async def test_a_restart_under_load_loses_nothing_and_needs_no_help(
+    storage: PostgresStorage, own_server: Server
+) -> None:
+    """Row C11, I1, I6: `restart -m immediate` while mail is accepted and delivered."""
+    async with SMTPServer() as sink, Mailstrom(config(sink), storage) as mailer, eventually():
+        senders = [asyncio.create_task(send_until_known(mailer, number)) for number in range(50)]
+        await sink.wait_for_messages(10)
+        restart = asyncio.create_task(asyncio.to_thread(own_server.restart, "immediate"))
+        number = 50
+        while not restart.done():
+            senders.append(asyncio.create_task(send_until_known(mailer, number)))
+            number += 1
+            await asyncio.wait([restart, senders[-1]], timeout=0.05, return_when=asyncio.FIRST_COMPLETED)
+        await restart
+        await asyncio.gather(*senders)
+        for each in range(number):
+            assert (await mailer.wait(message_id(each))).succeeded
+
+        assert set(arrived(sink)) == {recipient(each) for each in range(number)}
+        assert set(arrived(sink).values()) == {1}
+        await state(mailer, is_="running")
+
+
+async def test_a_server_that_is_down_is_told_of_and_found_again(dsn: str, schema: str, own_server: Server) -> None:
+    """Row C11: StorageError with the cause after `timeout`, the mailer "degraded", and all is well by itself later."""
+    storage = PostgresStorage(dsn, schema=schema, timeout=timedelta(seconds=1))
+    async with SMTPServer() as sink, Mailstrom(config(sink), storage) as mailer, eventually():
+        await asyncio.to_thread(own_server.stop, "fast")
+        try:
+            with pytest.raises(StorageError, match=r"can't be reached.*nothing of this was stored"):
+                await mailer.send_email(email(1))
+            await state(mailer, is_="degraded")
+        finally:
+            await asyncio.to_thread(own_server.start)
+        await state(mailer, is_="running")
+        await mailer.send_email(email(1))
+
+        assert (await mailer.wait(message_id(1))).succeeded
+
+
+async def test_a_connection_that_is_terminated_during_an_accept(
+    storage: PostgresStorage, dsn: str, schema: str
+) -> None:
+    """Row C12: whether it was stored is not known, so the caller hears of it, and may repeat it safely."""
+    async with SMTPServer() as sink, Mailstrom(config(sink), storage) as mailer, eventually():
+        other, watching = await asyncpg.connect(dsn), await asyncpg.connect(dsn)
+        try:
+            blocking = other.transaction()
+            await blocking.start()
+            await other.execute(f"LOCK TABLE {schema}.messages IN EXCLUSIVE MODE")
+            sending = asyncio.create_task(mailer.send_email(email(1)))
+            while not (blocked := await watching.fetch(BLOCKED, schema)):
+                await watching.execute("SELECT pg_sleep(0.01)")
+            for (process,) in blocked:
+                await watching.execute("SELECT pg_terminate_backend($1)", process)
+            with pytest.raises(StorageError, match=r"ended the connection.*not known.*same Message-ID"):
+                await sending
+            await blocking.rollback()
+        finally:
+            await other.close()
+            await watching.close()
+        await send_until_known(mailer, 1)
+
+        assert (await mailer.wait(message_id(1))).succeeded
+        assert arrived(sink) == {recipient(1): 1}
+
+
+async def test_an_accept_whose_answer_got_lost_is_found_by_its_message_id(dsn: str, schema: str) -> None:
+    """Rows C2 and C12: stored, but the connection broke before the answer. The Message-ID makes a repeat safe."""
+    async with SMTPServer() as sink, answers_cut(dsn) as cut, eventually():
+        storage = PostgresStorage(cut.dsn, schema=schema)
+        async with Mailstrom(config(sink), storage, deliver=False) as mailer:
+            cut.at = b"INSERT INTO"
+            with pytest.raises(StorageError, match="whether this was stored is not known"):
+                await mailer.send_email(email(1))
+            with pytest.raises(AlreadyQueued):
+                await mailer.send_email(email(1))
+            await mailer.start()
+
+            assert (await mailer.wait(message_id(1))).succeeded
+        assert arrived(sink) == {recipient(1): 1}
+
+
+async def test_results_wait_until_the_server_is_back(dsn: str, schema: str, own_server: Server) -> None:
+    """Row C6, as it is with PostgreSQL: the mail is delivered while the server is gone, and delivered once."""
+    storage = PostgresStorage(dsn, schema=schema, timeout=timedelta(seconds=1))
+    gate = Gate()
+    async with (
+        SMTPServer({"end of data": gate}) as sink,
+        Mailstrom(config(sink), storage) as mailer,
+        eventually(),
+    ):
+        await mailer.send_email(email(1))
+        await gate.reached()
+        await asyncio.to_thread(own_server.stop, "immediate")
+        try:
+            gate.open()
+            await sink.wait_for_messages(1)
+            await state(mailer, is_="degraded")
+        finally:
+            await asyncio.to_thread(own_server.start)
+
+        assert (await mailer.wait(message_id(1))).succeeded
+        assert arrived(sink) == {recipient(1): 1}
+
+
+async def test_a_reader_that_gives_up_breaks_nothing(dsn: str, schema: str) -> None:
+    """Row C20: a question that is cancelled in the middle costs no connection, and the next is answered."""
+    storage = PostgresStorage(dsn, schema=schema, connections=2)
+    await storage.open(NOW)
+    try:
+        for steps in range(30):
+            asking = asyncio.create_task(storage.status("1@example.org"))
+            for _ in range(steps % 10):
+                await asyncio.sleep(0)
+            asking.cancel()
+            await asyncio.wait([asking])
+
+        assert await storage.status("1@example.org") is None
+    finally:
+        await storage.aclose()
+
+
+class Cut:
+    """Between a store and its server: once the store says `at`, the connection ends when the server answers."""
+
+    def __init__(self) -> None:
+        self.dsn = ""
+        self.at: bytes | None = None
+
+
+@asynccontextmanager
+async def answers_cut(dsn: str) -> AsyncIterator[Cut]:
+    cut = Cut()
+    target = dsn.rpartition("@")[2].partition("/")[0]
+    host, _, port = target.partition(":")
+    connections: set[asyncio.Task[None]] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.add(asyncio.current_task())
+        there, back = await asyncio.open_connection(host, int(port))
+        armed = False
+
+        async def forward() -> None:
+            nonlocal armed
+            while said := await reader.read(65536):
+                if cut.at is not None and cut.at in said:
+                    armed, cut.at = True, None
+                back.write(said)
+
+        forwarding = asyncio.create_task(forward())
+        try:
+            while answer := await there.read(65536):
+                # What was stored is answered after the commit, with the destination of its delivery.
+                if armed and b"example.net" in answer:
+                    break
+                writer.write(answer)
+        finally:
+            forwarding.cancel()
+            writer.transport.abort()
+            back.transport.abort()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        cut.dsn = dsn.replace(target, f"127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        yield cut
+        for connection in connections:
+            connection.cancel()
