@@ -2,16 +2,19 @@
 
 import heapq
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import UTC, datetime
 
 from mailstrom_async._envelope import Due
+
+_LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 
 class DelayHeap:
     """The nearest deliveries by due time, at most `capacity` of them.
 
     The store holds all of them. What lies at or beyond `horizon` may be missing here, and is fetched again from the
-    store when the heap has come that far; while `horizon` is None the heap holds all that the store has.
+    store when the heap has come that far; while `horizon` is None the heap holds all that the store has. Nothing beyond
+    the horizon is kept here: it would hide what only the store has before it.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -56,11 +59,10 @@ class DelayHeap:
         """
         entries = list(entries)
         self.push(entries)
-        if not complete and entries:
-            farthest = max(entry.due_at for entry in entries)
+        if not complete:
+            farthest = max((entry.due_at for entry in entries), default=_LONG_AGO)
             self.horizon = farthest if self.horizon is None else min(farthest, self.horizon)
-        if len(self._current) > self._capacity:
-            self._shrink()
+        self._shrink()
 
     def discard(self, delivery_id: int) -> None:
         """Forget a delivery, if it is in."""
@@ -83,9 +85,8 @@ class DelayHeap:
 
     @property
     def wants_refill(self) -> bool:
-        """All that is here up to the horizon is used up, and the store has more."""
-        next_due_at = self.next_due_at
-        return self.horizon is not None and (next_due_at is None or next_due_at > self.horizon)
+        """All that is here is used up, and the store has more."""
+        return self.horizon is not None and not self._current
 
     def _peek(self) -> Due | None:
         while self._heap:
@@ -96,11 +97,14 @@ class DelayHeap:
         return None
 
     def _shrink(self) -> None:
-        valid = [item for item in self._heap if self._current.get(item[2].delivery_id) == item[1]]
-        valid.sort()
+        """Keep what lies up to the horizon, at most `capacity` of it, and move the horizon to the first that goes."""
+        horizon = self.horizon
+        valid = sorted(
+            item
+            for item in self._heap
+            if self._current.get(item[2].delivery_id) == item[1] and (horizon is None or item[0] <= horizon)
+        )
         if len(valid) > self._capacity:
             self.horizon = valid[self._capacity][0]
-            # Several may be due at the very horizon: all of them go, or the refill would miss some.
-            valid = [item for item in valid[: self._capacity] if item[0] < self.horizon]
-        self._heap = valid
-        self._current = {item[2].delivery_id: item[1] for item in valid}
+        self._heap = valid[: self._capacity]
+        self._current = {item[2].delivery_id: item[1] for item in self._heap}

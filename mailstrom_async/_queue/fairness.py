@@ -11,6 +11,9 @@ from dataclasses import dataclass
 
 from mailstrom_async._envelope import Due
 
+PATIENCE = 100
+"""How often smaller deliveries may go past one that finds no room in memory, before it is kept free for that one."""
+
 
 @dataclass(frozen=True, slots=True)
 class Share:
@@ -37,6 +40,9 @@ class ReadyLines:
         self._claimed: dict[str, int] = {}
         self._windows: dict[str, int] = {}
         self._left_out: set[str] = set()
+        self._takes = 0
+        self._large: Due | None = None  # the first that found no room
+        self._large_since = 0
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -84,31 +90,34 @@ class ReadyLines:
         """
         taken: list[Due] = []
         idle = 0  # lines in a row that had nothing for us
+        self._takes += 1
+        if (large := self._impatient()) is not None:
+            if large.size > size:
+                return taken  # until it has room
+            self._lines.move_to_end(large.destination, last=False)
         while self._lines and len(taken) < count and idle < len(self._lines):
             destination, line = next(iter(self._lines.items()))
             self._lines.move_to_end(destination)
-            if self._claimed.get(destination, 0) >= self.window(destination) or line[0].size > size:
+            if not self._is_open(destination):
+                idle += 1
+                continue
+            if line[0].size > size:
+                self._note_large(line[0])
                 idle += 1
                 continue
             idle = 0
-            entry = line.popleft()
-            self._waiting.discard(entry.delivery_id)
-            self._claimed[destination] = self._claimed.get(destination, 0) + 1
+            entry = self._claim_first(destination)
             size -= entry.size
             taken.append(entry)
-            self._drop_if_empty(destination)
         return taken
 
     def first(self) -> Due | None:
         """The delivery whose turn it is, whatever its size; counted as claimed. For one too large for the memory set
         aside: it goes alone."""
-        for destination in list(self._lines):
-            if self._claimed.get(destination, 0) < self.window(destination):
-                entry = self._lines[destination].popleft()
-                self._waiting.discard(entry.delivery_id)
-                self._claimed[destination] = self._claimed.get(destination, 0) + 1
-                self._drop_if_empty(destination)
-                return entry
+        for destination in self._lines:
+            if self._is_open(destination):
+                self._lines.move_to_end(destination)
+                return self._claim_first(destination)
         return None
 
     def finished(self, destination: str, *, well: bool | None) -> None:
@@ -151,6 +160,27 @@ class ReadyLines:
         }
         self._left_out -= roomy
         return bool(roomy)
+
+    def _is_open(self, destination: str) -> bool:
+        return self._claimed.get(destination, 0) < self.window(destination)
+
+    def _claim_first(self, destination: str) -> Due:
+        entry = self._lines[destination].popleft()
+        self._waiting.discard(entry.delivery_id)
+        self._claimed[destination] = self._claimed.get(destination, 0) + 1
+        self._drop_if_empty(destination)
+        return entry
+
+    def _note_large(self, entry: Due) -> None:
+        if self._large is None or self._large.delivery_id not in self._waiting:
+            self._large, self._large_since = entry, self._takes
+
+    def _impatient(self) -> Due | None:
+        """A delivery that small ones went past for so long that they have to wait for it now."""
+        large = self._large
+        if large is None or self._takes - self._large_since < PATIENCE or large.delivery_id not in self._waiting:
+            return None
+        return large if self._is_open(large.destination) else None
 
     def _drop_if_empty(self, destination: str) -> None:
         if not self._lines[destination]:

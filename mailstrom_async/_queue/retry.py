@@ -1,6 +1,6 @@
 """When to try again."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from mailstrom_async._config import RetryPolicy
 from mailstrom_async._envelope import Delivery
@@ -16,12 +16,11 @@ def next_due(policy: RetryPolicy, *, attempt: int, now: datetime, expires_at: da
         expires_at: The end of the message's lifetime; nothing waits beyond it.
         chance: A random number in [0, 1).
     """
-    # A huge exponent overflows a float long before it means anything.
-    growth = policy.factor ** min(attempt, 64)
-    longest = policy.max_delay / policy.base_delay
-    delay = policy.base_delay * min(growth, longest)
-    delay *= 1 + policy.jitter * (2 * chance - 1)
-    return min(now + delay, max(now, expires_at))
+    # A huge exponent overflows a float, and a huge delay a date, long before they mean anything.
+    growth = min(policy.factor ** min(attempt, 64), policy.max_delay / policy.base_delay)
+    growth *= 1 + policy.jitter * (2 * chance - 1)
+    left = max(expires_at - now, timedelta(0))
+    return now + (left if growth >= left / policy.base_delay else policy.base_delay * growth)
 
 
 def has_expired(delivery: Delivery, now: datetime) -> bool:
