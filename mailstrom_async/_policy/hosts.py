@@ -16,7 +16,6 @@ IPNetwork = IPv4Network | IPv6Network
 MOST_HOSTS = 10
 """Of a route; a domain with a hundred MX records does not get a hundred lookups."""
 
-CARRIER_NAT = ip_network("100.64.0.0/10")
 NAT64 = ip_network("64:ff9b::/96")
 GLOBAL_UNICAST = ip_network("2000::/3")
 """All that is assigned of IPv6 (RFC 4291 section 2.4). Older Pythons hold more for global than is."""
@@ -184,7 +183,7 @@ def permitted(addresses: Sequence[IPAddress], allowed: Collection[IPNetwork]) ->
 def is_public(address: IPAddress) -> bool:
     """Whether an address is on the public internet, also by the IPv4 address that is embedded in it."""
     if isinstance(address, IPv4Address):
-        return address.is_global and address not in CARRIER_NAT and not address.is_multicast and not address.is_reserved
+        return address.is_global and not address.is_multicast and not address.is_reserved
     embedded = address.ipv4_mapped or address.sixtofour or (address.teredo or (None, None))[1]
     if embedded is None and address in NAT64:
         embedded = IPv4Address(int(address) & 0xFFFFFFFF)

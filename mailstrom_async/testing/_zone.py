@@ -144,8 +144,14 @@ class Zone(MutableMapping[str, Entry]):
     def __len__(self) -> int:
         return len(self._entries)
 
-    def find(self, name: str, kind: str) -> Found:
-        """The answer to a question, with CNAMEs followed as a resolver follows them (RFC 1034 section 4.3.2)."""
+    def find(self, name: str, kind: str, *, follow: bool = True) -> Found:
+        """The answer to a question.
+
+        Args:
+            name: What is asked about.
+            kind: Which records.
+            follow: CNAMEs are followed to their end (RFC 1034 section 4.3.2), and not one step only.
+        """
         name = as_key(name)
         aliases: list[tuple[str, str]] = []
         while len(aliases) < LONGEST_CHAIN:
@@ -166,6 +172,8 @@ class Zone(MutableMapping[str, Entry]):
                 return Found(tuple(aliases), name, ())
             aliases.append((name, target))
             name = target
+            if not follow:
+                return Found(tuple(aliases), name, ())
         return Found(tuple(aliases), name, Fault.SERVFAIL)
 
 

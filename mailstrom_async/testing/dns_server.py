@@ -75,16 +75,24 @@ class DNSServer:
             changes holds at once: resolvers have caches that know nothing of a `ManualClock`.
         host: The loopback address to listen on.
         port: 0: a free one.
+        follow: Answer with the whole chain of CNAMEs, as resolvers should. False: with the first one only.
     """
 
     def __init__(
-        self, records: Mapping[str, Entry] | None = None, *, ttl: int = 0, host: str = "127.0.0.1", port: int = 0
+        self,
+        records: Mapping[str, Entry] | None = None,
+        *,
+        ttl: int = 0,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        follow: bool = True,
     ) -> None:
         self.records = Zone(records)
         """What is known; may be changed at any time."""
         self.queries: list[Question] = []
         """All questions that were asked, in order. Those that are repeated over TCP, or after an error, count again."""
         self.ttl = ttl
+        self.follow = follow
         self.host = host
         self.port = port
         self._tcp: asyncio.Server | None = None
@@ -174,7 +182,7 @@ class DNSServer:
             name = as_key(question.question[0].name.to_text(omit_final_dot=True))
             kind = dns.rdatatype.to_text(question.question[0].rdtype)
             self.queries.append(Question(name, kind, protocol))
-            found = self.records.find(name, kind)
+            found = self.records.find(name, kind, follow=self.follow)
             await self._tell(question, kind, found, found.answer, protocol, send)
         except dns.exception.DNSException:
             return  # no question that could be answered

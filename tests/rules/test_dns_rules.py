@@ -3,15 +3,16 @@
 Each is seen from outside: a mailer, a nameserver and mail exchangers on loopback, and a clock that the test moves.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
 
 import pytest
 
-from mailstrom_async import DirectDelivery, InvalidEmail, Timeouts, WorkerStatusChanged
+from mailstrom_async import DirectDelivery, InvalidEmail, Mailstrom, Timeouts, WorkerStatusChanged
 from mailstrom_async.testing import DNSServer, Fault, Forged, Gate, InTurn, Late, Question, Truncated
 
-from .dns_world import DELIVERED, NOT_RESOLVED, PROHIBITED, DNSWorld, ForeverResolver, email
+from .dns_world import DELIVERED, NOT_RESOLVED, PATIENCE, PROHIBITED, DNSWorld, ForeverResolver, email
 
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 
@@ -39,6 +40,7 @@ async def world(request: pytest.FixtureRequest) -> AsyncIterator[DNSWorld]:
 async def test_a_domain_that_does_not_exist_fails(world):
     """Row B1: NXDOMAIN."""
     assert await world.result("ada@missing.example.com") == "F dns 5.1.2"
+    assert world.dns.asked("missing.example.com") == 1
     assert world.connections == 0
 
 
@@ -110,8 +112,11 @@ async def test_a_null_mx_beside_others_is_ignored(world):
 
 
 @pytest.mark.rule("B9", "followed, V")
-async def test_an_exchanger_may_be_an_alias(world):
-    """Row B9: the MX names a CNAME, which RFC 2181 section 10.3 forbids, and many do."""
+@pytest.mark.parametrize("follow", [True, False])
+async def test_an_exchanger_may_be_an_alias(world, follow):
+    """Row B9: the MX names a CNAME, which RFC 2181 section 10.3 forbids, and many do. The nameserver may leave it to
+    us to follow it."""
+    world.dns.follow = follow
     world.dns.records["alias.example.net"] = {"CNAME": ["mx.example.net"]}
     world.domain("example.net", mx=["alias.example.net"])
 
@@ -119,8 +124,10 @@ async def test_an_exchanger_may_be_an_alias(world):
 
 
 @pytest.mark.rule("B10", "MX of the target; envelope address unchanged")
-async def test_a_domain_may_be_an_alias(world):
+@pytest.mark.parametrize("follow", [True, False])
+async def test_a_domain_may_be_an_alias(world, follow):
     """Row B10: RFC 5321 section 5.1."""
+    world.dns.follow = follow
     world.dns.records["alias.example.com"] = {"CNAME": ["example.net"]}
     world.domain("example.net", mx=["mx.example.net"])
     assert await world.result("ada@alias.example.com") == DELIVERED
@@ -128,8 +135,10 @@ async def test_a_domain_may_be_an_alias(world):
 
 
 @pytest.mark.rule("B11", "bounded; D")
-async def test_endless_aliases_defer(world):
+@pytest.mark.parametrize("follow", [True, False])
+async def test_endless_aliases_defer(world, follow):
     """Row B11: a circle, and a chain of 12."""
+    world.dns.follow = follow
     world.dns.records["circle.example.com"] = {"CNAME": ["back.example.com"]}
     world.dns.records["back.example.com"] = {"CNAME": ["circle.example.com"]}
     for number in range(12):
@@ -139,6 +148,7 @@ async def test_endless_aliases_defer(world):
     assert await world.result("ada@circle.example.com") == NOT_RESOLVED
     assert await world.result("ada@chain0.example.com") == NOT_RESOLVED
     assert await world.result("ada@chain2.example.com") == DELIVERED
+    assert world.dns.asked("chain11.example.com", "MX") == (0 if follow else 1)  # by the mail that was delivered
     assert world.dns.asked("circle.example.com", "MX") == 1
 
 
@@ -411,16 +421,20 @@ async def test_a_resolver_that_is_down_at_the_start(world):
         pass
     world.domain("example.net", mx=["mx.example.net"])
     delivery = world.delivery.model_copy(update={"nameservers": (closed.address,)})
-    async with world.mailer(delivery=delivery) as mailer, mailer.events(WorkerStatusChanged) as changes:
-        while mailer.worker_status.state != "degraded":
-            await anext(changes)
+    async with world.mailer(delivery=delivery) as mailer:
+        await until_state(mailer, "degraded")
         assert "resolver" in mailer.worker_status.reason
         message_id = await mailer.send_email(email())
         assert await world.attempted(mailer, message_id) == NOT_RESOLVED
 
         async with DNSServer(world.dns.records, port=closed.port):
             world.clock.advance(MINUTE)
-            while mailer.worker_status.state != "running":
-                await anext(changes)
+            await until_state(mailer, "running")
             world.clock.advance(HOUR)
             assert await world.completed(mailer, message_id) == "V (2)"
+
+
+async def until_state(mailer: Mailstrom, state: str) -> None:
+    async with asyncio.timeout(PATIENCE.total_seconds()), mailer.events(WorkerStatusChanged) as changes:
+        while mailer.worker_status.state != state:
+            await anext(changes)
