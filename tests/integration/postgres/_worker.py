@@ -1,0 +1,20 @@
+"""A process that only delivers: `python _worker.py DSN SCHEMA PORT LEASE`. Says so, then goes on until it is killed."""
+
+import asyncio
+import sys
+from datetime import timedelta
+
+from mailstrom_async import Config, Mailstrom, RelayDelivery
+from mailstrom_async.storage.postgres import PostgresStorage
+
+
+async def main(dsn: str, schema: str, port: int, lease: timedelta) -> None:
+    relay = RelayDelivery(host="127.0.0.1", port=port, security="none")
+    config = Config(helo_name="worker.example.org", delivery=relay, lease=lease)
+    async with Mailstrom(config, PostgresStorage(dsn, schema=schema)):
+        sys.stdout.write("delivering\n")
+        sys.stdout.flush()
+        await asyncio.Event().wait()
+
+
+asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), timedelta(seconds=float(sys.argv[4]))))
