@@ -27,6 +27,8 @@ from mailstrom_async import (
 COLOURS = {"queued": "white", "deferred": "yellow", "failed": "red", "delivered": "green"}
 UNFINISHED_FIRST = list(COLOURS)
 REFRESH = timedelta(milliseconds=100)
+LOOK_EVERY = 10
+"""After so many looks all that is unfinished is read again: another process may deliver it, without events here."""
 PIPED_WIDTH = 140
 """Of what is written to a file or a pipe, which have no width of their own."""
 
@@ -143,7 +145,10 @@ async def follow(
     async with mailer.events(RecipientDelivered, RecipientDeferred, RecipientFailed) as events:
         reader = asyncio.create_task(_note_changes(events, stale, message_ids))
         try:
+            turn = 0
             while True:
+                if turn % LOOK_EVERY == 0:
+                    stale.update(message_id for message_id, status in statuses.items() if not status.completed)
                 changed = list(stale)
                 stale.clear()
                 for message_id in changed:
@@ -153,6 +158,7 @@ async def follow(
                 if all(enough(status) for status in current) or time.monotonic() > end:
                     return current
                 await asyncio.sleep(REFRESH.total_seconds())
+                turn += 1
         finally:
             reader.cancel()
             await asyncio.wait([reader])

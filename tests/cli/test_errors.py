@@ -1,11 +1,16 @@
 """What the command line says when it can't do what it was asked for: one line, with the remedy."""
 
+import io
 import sqlite3
+import sys
 from contextlib import closing
 
 import pytest
 
 from mailstrom_async import Config, Email, Mailstrom, SQLiteStorage
+from mailstrom_async.__main__ import main
+
+MESSAGE = b"From: a@example.org\nTo: b@example.org\n\n\n"
 
 
 @pytest.mark.parametrize(
@@ -34,14 +39,20 @@ from mailstrom_async import Config, Email, Mailstrom, SQLiteStorage
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-async def test_wrong_options_are_told_in_one_line(command, arguments, status, words):
+def test_wrong_options_are_told_in_one_line(monkeypatch, capsys, tmp_path, arguments, status, words):
     """One line that names what is wrong, and no traceback."""
-    ended = await command(*arguments, stdin=b"From: a@example.org\nTo: b@example.org\n\n\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["mailstrom-async", *arguments])
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(MESSAGE)))
+    with pytest.raises(SystemExit) as ended:
+        main()
+    printed = capsys.readouterr()
 
-    assert ended.status == status
-    (line,) = ended.err.splitlines()
+    assert ended.value.code == status
+    (line,) = printed.err.splitlines()
     assert words in line
-    assert ended.out == ""
+    assert printed.out == ""
+    assert list(tmp_path.iterdir()) == []
 
 
 async def test_an_unknown_message_is_told(command, tmp_path):
@@ -64,7 +75,7 @@ async def test_a_database_of_another_program_is_left_alone(command, tmp_path):
     before = path.read_bytes()
 
     for arguments in (["queue", "--db", "other.db"], ["send", "--helo", "a.example.org", "--db", "other.db"]):
-        ended = await command(*arguments, stdin=b"From: a@example.org\nTo: b@example.org\n\n\n")
+        ended = await command(*arguments, stdin=MESSAGE)
 
         assert ended.status == 1
         (line,) = ended.err.splitlines()

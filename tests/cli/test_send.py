@@ -8,6 +8,7 @@ from email.message import EmailMessage
 
 import pytest
 
+from mailstrom_async import Config, Mailstrom, SQLiteStorage
 from mailstrom_async.testing import CertificateAuthority, Gate, SMTPServer
 
 PDF = b"%PDF-1.7\n" + bytes(range(256)) * 40
@@ -128,6 +129,25 @@ async def test_the_next_send_goes_on_with_what_is_queued(command, internet, ther
     assert ended.status == 0
     received = await server.wait_for_messages(2)
     assert {message.recipients for message in received} == {("ada@swift.example.net",), ("other@swift.example.net",)}
+
+
+async def test_a_database_that_a_program_has_open_may_be_used(command, internet, there):
+    """The running program delivers what `send` queues, and `queue` and `status` answer meanwhile."""
+    config = Config(helo_name="app.example.org", delivery=internet.delivery)
+    async with Mailstrom(config, SQLiteStorage(command.folder / "mailstrom.db")) as mailer:
+        held = await mailer.send_email(PLAIN, recipients=["a@grey.example.org"])
+        await mailer.wait(held, until="attempted")
+        ended = await command("send", *there, stdin=PLAIN)
+        queue = await command("queue", "--json")
+        status = await command("status", held)
+
+    assert (ended.status, ended.err) == (0, "")
+    assert "250 2.0.0" in ended.out
+    (listed,) = [json.loads(line) for line in queue.out.splitlines()]
+    assert listed["message_id"] == held
+    assert (status.status, status.err) == (0, "")
+    assert "a@grey.example.org: deferred 4.7.1" in status.out
+    assert internet.exchangers["mx.swift.example.net"].sessions[0].helo == "app.example.org"
 
 
 async def test_an_interrupted_send_leaves_its_message_queued(command, internet, there):
