@@ -46,6 +46,8 @@ class Enqueue:
     queue_size: int | None
 
     def __call__(self, connection: sqlite3.Connection) -> list[Due]:
+        if len(self.acceptances) > 1 and (merged := _in_bulk(connection, lambda: self.merge(connection, [self]))):
+            return merged[0]
         return enqueue(connection, self.acceptances, self.queue_size)
 
     @staticmethod
