@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mailstrom_async._errors import MailstromError
+from mailstrom_async._errors import MailstromError, StorageError
 from mailstrom_async.storage._sqlite_calls import CALLS, Call, Offer
 from mailstrom_async.storage._sqlite_lane import Lane
 from mailstrom_async.storage._sqlite_socket import listen, socket_of
@@ -160,6 +160,8 @@ class _Guest(asyncio.Protocol):
                 self._begin(one)
         except (BrokenFrame, ValueError, KeyError) as error:
             logger.warning("%s: a process that sent what nobody can read was cut off: %s", self._path, error)
+            self.abort()
+        except StorageError:  # a lane is not served any more, so there will be another owner: let it be asked
             self.abort()
 
     def pause_writing(self) -> None:
