@@ -87,6 +87,12 @@ class Share:
             raise self._trouble from None
         return self._side
 
+    def lost(self, side: Owner | Follower) -> None:
+        """A call found this one gone: the next waits for another. (Without this it would be sent there again and again,
+        and nothing else would run that could find another one.)"""
+        if side is self._side:
+            self._settled.clear()
+
     def engine_seen(self) -> None:
         """The engine of this process asks for something."""
         self._engine_seen_at = self.loop.time()

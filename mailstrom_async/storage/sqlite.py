@@ -160,6 +160,7 @@ class SQLiteStorage:
                 return await side.do(call)
             except OwnerLost:
                 # It may have been done, or not: ask the next owner.
+                share.lost(side)
                 asked = True
                 call = call.again()
 

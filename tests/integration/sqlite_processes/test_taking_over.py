@@ -48,6 +48,16 @@ async def test_calls_wait_while_the_file_changes_hands(owner, follower):
     assert role(follower) == "owner"
 
 
+async def test_a_call_in_the_very_moment_of_the_loss_waits_as_well(owner, follower):
+    """Nobody but it has noticed yet, and nobody will before it lets the others run."""
+    connection = follower._share._side
+    connection.hang_up()
+    connection.connection_lost(None)  # as the event loop does next
+    await follower.enqueue([email()])
+
+    assert role(follower) == "follower"
+
+
 async def test_all_that_was_under_way_at_a_graceful_end_is_stored_once(owner, follower):
     """Row C3: what the owner has read it answers; the rest the follower sends to itself."""
     sending = [asyncio.ensure_future(follower.enqueue([email(f"{number}@example.org")])) for number in range(300)]
