@@ -10,18 +10,25 @@ from datetime import datetime, timedelta
 from email.message import EmailMessage
 from random import Random
 from types import TracebackType
-from typing import Literal, Self, TypeVar
+from typing import Literal, Self, TypeVar, overload
 
 from mailstrom_async._clock import Clock, SystemClock
 from mailstrom_async._config import Config
 from mailstrom_async._email import Email
-from mailstrom_async._engine.broadcast import Broadcast, Subscription
+from mailstrom_async._engine.broadcast import Broadcast
 from mailstrom_async._engine.engine import Engine
 from mailstrom_async._engine.health import Health
 from mailstrom_async._engine.signing import SigningPool
 from mailstrom_async._envelope import PreparedEmail
 from mailstrom_async._errors import InvalidEmail, MailerStateError, MessageNotFound, StorageError
-from mailstrom_async._events import Event, MessageCompleted, MessageQueued, RecipientFailed, WorkerStatusChanged
+from mailstrom_async._events import (
+    Event,
+    EventsLost,
+    MessageCompleted,
+    MessageQueued,
+    RecipientFailed,
+    WorkerStatusChanged,
+)
 from mailstrom_async._message.compose import Envelope, compose, size_of
 from mailstrom_async._message.dkim_keys import load_signers
 from mailstrom_async._message.ids import Stamp
@@ -41,6 +48,7 @@ LOOK_EVERY = timedelta(seconds=1)
 AnyEmail = Email | EmailMessage | bytes
 
 T = TypeVar("T")
+E = TypeVar("E", bound=Event)
 
 
 class Mailstrom:
@@ -337,8 +345,13 @@ class Mailstrom:
                         return status
                     await self._clock.wait(changed, self._clock.now() + LOOK_EVERY if self._storage.shared else None)
 
-    @asynccontextmanager
-    async def events(self, *types: type[Event]) -> AsyncGenerator[AsyncIterator[Event]]:
+    @overload
+    def events(self) -> AbstractAsyncContextManager[AsyncIterator[Event]]: ...
+    @overload
+    def events(
+        self, kind: type[E], /, *kinds: type[E]
+    ) -> AbstractAsyncContextManager[AsyncIterator[E | EventsLost]]: ...
+    def events(self, *types: type[Event]) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
         """What is recorded from now on, of these types (none: of all), as an async iterator.
 
             async with mailer.events(RecipientFailed) as events:
@@ -346,8 +359,11 @@ class Mailstrom:
 
         A reader that falls far behind loses the oldest events and gets an `EventsLost` in their place.
         """
+        return self._subscribed(types)
+
+    @asynccontextmanager
+    async def _subscribed(self, types: tuple[type[Event], ...]) -> AsyncGenerator[AsyncIterator[Event]]:
         self._check_home()
-        subscription: Subscription
         with self._broadcast.subscribe(types) as subscription:
             yield subscription
 

@@ -16,6 +16,7 @@ from mailstrom_async import (
     DirectDelivery,
     Email,
     Event,
+    EventsLost,
     Failed,
     Limits,
     Mailstrom,
@@ -123,10 +124,19 @@ def looking_back(attempt: Attempt) -> None:
 
 
 async def listening(mailer: Mailstrom) -> None:
-    async with mailer.events(RecipientFailed, MessageCompleted) as events:
-        assert_type(events, AsyncIterator[Event])
-        async for event in events:
-            assert_type(event, Event)
+    async with mailer.events() as everything:
+        assert_type(everything, AsyncIterator[Event])
+    async with mailer.events(RecipientFailed) as failures:
+        assert_type(failures, AsyncIterator[RecipientFailed | EventsLost])
+        async for failure in failures:
+            if isinstance(failure, EventsLost):
+                assert_type(failure.count, int)
+            else:
+                assert_type(failure.result, Failed)
+    async with mailer.events(RecipientFailed, MessageCompleted) as some:
+        async for event in some:
+            if isinstance(event, MessageCompleted):
+                assert_type(event.message_id, str)
 
 
 async def living(mailer: Mailstrom) -> None:
