@@ -226,7 +226,7 @@ def _custom_fields(email: Email) -> list[str]:
 
 def _complete(email: EmailMessage | bytes, stamp: Stamp, message_size: int) -> _Written:
     if isinstance(email, EmailMessage):
-        content = foreign.flatten(email)
+        content = foreign.flatten(email, stamp.token)
     elif isinstance(email, bytes):  # pyright: ignore[reportUnnecessaryIsInstance] - not every caller checks types
         content = email
     else:

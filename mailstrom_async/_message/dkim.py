@@ -7,12 +7,13 @@ import binascii
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Literal, NamedTuple
 
 from mailstrom_async._errors import InvalidEmail
 from mailstrom_async._message.addresses import mailboxes_of, read_addresses
+from mailstrom_async._message.lines import blocks_of_lines
 from mailstrom_async._message.place import Place
 
 # Fields whose meaning a signature should vouch for (RFC 6376 section 5.4.1). They are named once more than they occur,
@@ -52,8 +53,6 @@ IF_PRESENT = (
     "feedback-id",
 )
 
-BLOCK = 256 * 1024
-"""Octets of a body that are hashed in one go: the interpreter's lock is held for no longer."""
 LINE = 72
 
 _NEXT_FIELD = re.compile(rb"\r\n(?![ \t])")
@@ -151,7 +150,7 @@ def hash_of_body(content: bytes, body_at: int) -> bytes:
     """SHA-256 of the body as RFC 6376 section 3.4.4 reduces it, in base64. Lines must end with CRLF."""
     digest = hashlib.sha256()
     waiting, some = 0, False  # line ends that count only if something follows; whether anything did
-    for block in _blocks(content, body_at):
+    for block in blocks_of_lines(content, body_at):
         reduced = relaxed_lines(block)
         kept = reduced.rstrip(b"\r\n")
         if kept:
@@ -173,16 +172,6 @@ def relaxed_lines(lines: bytes) -> bytes:
     if b"  " in lines:
         lines = _TWO_BLANKS.sub(b" ", lines)
     return lines.replace(b" \r\n", b"\r\n") if b" \r\n" in lines else lines
-
-
-def _blocks(content: bytes, start: int) -> Iterator[bytes]:
-    """The content from there, in pieces that end where a line does."""
-    while start < len(content):
-        end = content.rfind(b"\n", start, start + BLOCK) + 1
-        if end <= start:
-            end = len(content)
-        yield content[start:end]
-        start = end
 
 
 def _fields(content: bytes) -> tuple[list[tuple[str, bytes]], int]:

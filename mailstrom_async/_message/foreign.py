@@ -1,15 +1,17 @@
 """Messages that callers hand in whole: checked, completed, and otherwise left as they are, byte for byte."""
 
 import copy
+import io
 import re
 from dataclasses import dataclass
 from email import policy
+from email.generator import BytesGenerator
 from email.message import EmailMessage
 
 from mailstrom_async._message.addresses import Mailbox, mailboxes_of, read_addresses
 from mailstrom_async._message.headers import address_field, check_name, literal_field, text_field
 from mailstrom_async._message.ids import Stamp, foreign_id, format_date
-from mailstrom_async._message.lines import LINE_LIMIT, bytes_to_crlf, long_line
+from mailstrom_async._message.lines import BLOCK, LINE_LIMIT, bytes_to_crlf, long_line
 from mailstrom_async._message.place import Place
 from mailstrom_async._message.words import check_text
 
@@ -44,7 +46,7 @@ class Foreign:
 
     fields: list[tuple[str, bytes]]
     values: dict[str, str]
-    body: bytes
+    body: memoryview
 
     def mailboxes(self, header: str) -> list[Mailbox]:
         """The addresses of a field; none if it is missing."""
@@ -68,7 +70,7 @@ class Foreign:
             header.append(f"Message-ID: <{stamp.message_id}>".encode("ascii"))
         if "date" not in self.values:
             header.append(f"Date: {format_date(MESSAGE, stamp.now)}".encode("ascii"))
-        return b"\r\n".join([*header, b"", self.body])
+        return b"".join([line for raw in header for line in (raw, b"\r\n")] + [b"\r\n", self.body])
 
 
 def take_apart(content: bytes) -> Foreign:
@@ -86,9 +88,8 @@ def take_apart(content: bytes) -> Foreign:
         )
     if content.startswith(b"\r\n") or not content:
         raise MESSAGE.error("has no header; it must begin with fields such as From:")
-    header, separator, body = content.partition(b"\r\n\r\n")
-    if not separator:
-        header = content.removesuffix(b"\r\n")
+    end = content.find(b"\r\n\r\n")
+    header, body_at = (content[:end], end + 4) if end >= 0 else (content.removesuffix(b"\r\n"), len(content))
     if len(header) > HEADER_LIMIT:
         raise MESSAGE.error(f"has a header of more than {HEADER_LIMIT} octets; is there a blank line behind it?")
     if _BLANK_LINE.search(header + b"\r\n") is not None:
@@ -103,14 +104,30 @@ def take_apart(content: bytes) -> Foreign:
         values.setdefault(name, value)
     if "from" not in values:
         raise MESSAGE.error("has no From header field; add the author's address")
-    return Foreign(fields, values, body)
+    return Foreign(fields, values, memoryview(content)[body_at:])
 
 
-def flatten(message: EmailMessage) -> bytes:
+class _Generator(BytesGenerator):
+    """The standard library's writer, but in blocks where it would split megabytes into lines in one go, which blocks
+    the event loop for a second. If it should call this differently one day, it is slow again, and nothing worse."""
+
+    def _write_lines(self, lines: str) -> None:
+        start = 0
+        while start < len(lines):
+            end = lines.find("\n", start + BLOCK) + 1 or len(lines)
+            block = lines[start:end].replace("\r\n", "\n").replace("\r", "\n")
+            self.write(block.replace("\n", "\r\n"))
+            start = end
+
+
+def flatten(message: EmailMessage, token: str) -> bytes:
     """A stdlib message as bytes.
 
     Its header is written by us: the stdlib of some patch levels loses recipients (CVE-2025-1795), encodes URLs, and
     takes line breaks in the names of fields.
+
+    Args:
+        token: Random text, for a boundary.
 
     Raises:
         InvalidEmail: It can't be written.
@@ -120,7 +137,10 @@ def flatten(message: EmailMessage) -> bytes:
         content = copy.copy(message)
         for name, _ in named:
             del content[name]
-        body = content.as_bytes(policy=policy.SMTP.clone(cte_type="7bit"))
+        if content.is_multipart() and content.get_boundary() is None:
+            content.set_boundary(f"=_{token}")  # or all of it would be searched for one that is free
+        written = io.BytesIO()
+        _Generator(written, mangle_from_=False, policy=policy.SMTP.clone(cte_type="7bit")).flatten(content)
     except RecursionError:
         raise MESSAGE.error("the EmailMessage is nested too deeply; attach fewer parts inside of parts") from None
     except Exception as error:
@@ -128,7 +148,8 @@ def flatten(message: EmailMessage) -> bytes:
         raise MESSAGE.error(f"the EmailMessage can't be written: {type(error).__name__}") from error
     for name in content:
         check_name(MESSAGE, name)
-    return "".join([_written_anew(name, value) for name, value in named]).encode() + body
+    own = "".join([_written_anew(name, value) for name, value in named]).encode()
+    return b"".join((own, written.getbuffer()))
 
 
 def _is_content(name: str) -> bool:

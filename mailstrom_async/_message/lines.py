@@ -1,7 +1,11 @@
 """Lines: how they end, and how long they may be."""
 
+from collections.abc import Iterator
+
 LINE_LIMIT = 998
 """Octets of a line without its CRLF (RFC 5322 section 2.1.1)."""
+BLOCK = 256 * 1024
+"""Octets that are looked at in one go: about what the interpreter's lock may be held for."""
 
 
 def text_to_crlf(text: str) -> str:
@@ -15,10 +19,29 @@ def text_to_crlf(text: str) -> str:
 
 def bytes_to_crlf(content: bytes) -> bytes:
     """Content with all its line ends made CRLF, and one at its end. The same object if it was so already."""
-    line_ends = content.count(b"\r\n")
-    if line_ends != content.count(b"\n") or line_ends != content.count(b"\r"):
+    if not _has_crlf_only(content):
         content = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n").replace(b"\n", b"\r\n")
     return content if not content or content.endswith(b"\r\n") else content + b"\r\n"
+
+
+def _has_crlf_only(content: bytes) -> bool:
+    # In blocks: one call over a large message would keep the interpreter's lock, and so the event loop waiting.
+    pairs = single = 0
+    for start in range(0, len(content), BLOCK):
+        end = start + BLOCK
+        pairs += content.count(b"\r\n", start, end + 1)
+        single += content.count(b"\r", start, end) + content.count(b"\n", start, end)
+    return single == 2 * pairs
+
+
+def blocks_of_lines(content: bytes, start: int = 0) -> Iterator[bytes]:
+    """The content from there, in pieces of about BLOCK octets that end where a line does."""
+    while start < len(content):
+        end = content.rfind(b"\n", start, start + BLOCK) + 1
+        if not end:
+            end = content.find(b"\n", start) + 1 or len(content)
+        yield content[start:end]
+        start = end
 
 
 def long_line(content: bytes) -> int | None:

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from mailstrom_async._email import Attachment, Email
 from mailstrom_async._message.headers import fold
-from mailstrom_async._message.lines import bytes_to_crlf, is_seven_bit, long_line, text_to_crlf
+from mailstrom_async._message.lines import blocks_of_lines, bytes_to_crlf, is_seven_bit, long_line, text_to_crlf
 from mailstrom_async._message.place import Place
 from mailstrom_async._message.words import check_text
 
@@ -95,7 +95,7 @@ def text_entity(field: str, text: str, subtype: str, parameters: str = "") -> En
     elif 2 * len(escaped) > len(raw) // 3:
         encoding, body = "base64", base64_pieces(raw)
     else:
-        encoding, body = "quoted-printable", (quoted_printable(raw),)
+        encoding, body = "quoted-printable", tuple(map(quoted_printable, blocks_of_lines(raw)))
     return Entity(
         f'Content-Type: text/{subtype};{parameters} charset="{charset}"\r\nContent-Transfer-Encoding: {encoding}\r\n',
         body,

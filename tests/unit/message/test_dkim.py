@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mailstrom_async import Config, DKIMKey, DKIMKeyError
-from mailstrom_async._message import dkim
+from mailstrom_async._message import dkim, lines
 from mailstrom_async._message.dkim import (
     Signer,
     author_domain,
@@ -94,11 +94,11 @@ def test_any_blanks_verify(body):
     """Wherever they are, and however the body falls into blocks."""
     content = b"From: a@example.org\r\n\r\n" + body
     whole, blocks = hash_of_body(content, 23), []
-    original, dkim.BLOCK = dkim.BLOCK, 4
+    original, lines.BLOCK = lines.BLOCK, 4
     try:
         blocks.append(hash_of_body(content, 23))
     finally:
-        dkim.BLOCK = original
+        lines.BLOCK = original
 
     assert blocks == [whole]
     assert verified(sign(content, SIGNERS[1:], NOW)) == [True]
