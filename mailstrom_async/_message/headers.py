@@ -6,6 +6,7 @@ three kinds of values: addresses, text, and what must never be encoded.
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 from mailstrom_async._message.addresses import Address, Group, Mailbox
 from mailstrom_async._message.lines import LINE_LIMIT
@@ -126,7 +127,7 @@ def _tokens(address: Address) -> list[str]:
 
 
 def _group_tokens(group: Group) -> list[str]:
-    tokens = phrase(group.name)
+    tokens = [*phrase(group.name)]
     tokens[-1] += ":"
     members = [_tokens(mailbox) for mailbox in group.mailboxes]
     for member in members[:-1]:
@@ -136,7 +137,8 @@ def _group_tokens(group: Group) -> list[str]:
     return tokens
 
 
-def phrase(name: str) -> list[str]:
+@lru_cache(maxsize=4096)
+def phrase(name: str) -> Sequence[str]:
     """A display name: as it is, in quotes, or as encoded-words, whichever comes first of those that can say it."""
     if "=?" not in name:
         if _ATOMS.fullmatch(name) is not None:
