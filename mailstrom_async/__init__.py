@@ -44,6 +44,7 @@ from mailstrom_async._events import (
     WorkerStatusChanged,
 )
 from mailstrom_async._mailer import Mailstrom
+from mailstrom_async._message.bulk import bulk_problems
 from mailstrom_async._reply import Reply
 from mailstrom_async._status import (
     Attempt,
@@ -109,6 +110,7 @@ __all__ = [
     "Timeouts",
     "WorkerStatus",
     "WorkerStatusChanged",
+    "bulk_problems",
 ]
 
 # Reprs, tracebacks and pickles name what users import, not the room where it lies.
