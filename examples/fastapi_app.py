@@ -32,7 +32,12 @@ config = Config.model_validate_json(os.environ.get("MAIL_CONFIG", '{"helo_name":
 mailer = Mailstrom(config, SQLiteStorage(os.environ.get("MAIL_DB", "mail.db")))
 app = FastAPI(lifespan=mailer.lifespan)
 
-HTTP_STATUS = {InvalidEmail: 422, MessageNotFound: 404, AlreadyQueued: 409, QueueFull: 503}
+HTTP_STATUS: dict[type[MailstromError], int] = {
+    InvalidEmail: 422,
+    MessageNotFound: 404,
+    AlreadyQueued: 409,
+    QueueFull: 503,
+}
 
 
 @app.exception_handler(MailstromError)

@@ -12,6 +12,9 @@ import asyncio
 import os
 import sys
 from datetime import timedelta
+from pathlib import Path
+
+from pydantic import SecretStr
 
 from mailstrom_async import Config, Delivered, Email, Mailstrom, MemoryStorage, RelayDelivery, Timeouts
 
@@ -27,7 +30,7 @@ def relay() -> RelayDelivery:
         host=os.environ["RELAY_HOST"],
         port=int(os.environ.get("RELAY_PORT", "587")),
         username=os.environ["RELAY_USER"],
-        password=os.environ.get("RELAY_PASSWORD"),
+        password=SecretStr(os.environ["RELAY_PASSWORD"]) if "RELAY_PASSWORD" in os.environ else None,
         oauth_token=fresh_token if "RELAY_TOKEN" in os.environ else None,
         fallbacks=tuple(filter(None, os.environ.get("RELAY_FALLBACKS", "").split(","))),
     )
@@ -38,7 +41,7 @@ async def main(address: str) -> int:
     config = Config(
         helo_name="app.example.org",
         delivery=relay(),
-        ca_file=os.environ.get("RELAY_CA_FILE"),
+        ca_file=Path(os.environ["RELAY_CA_FILE"]) if "RELAY_CA_FILE" in os.environ else None,
         timeouts=Timeouts(connect=timedelta(seconds=10)),
     )
     # In memory: this script waits for the result itself. An application uses SQLiteStorage.

@@ -11,7 +11,7 @@ import os
 import sys
 from datetime import timedelta
 
-from mailstrom_async import Attachment, Config, Deferred, Delivered, Email, Failed, Mailstrom, SQLiteStorage
+from mailstrom_async import Attachment, Config, Deferred, Delivered, Email, Failed, Mailstrom, Queued, SQLiteStorage
 
 
 async def main(address: str) -> int:
@@ -37,6 +37,8 @@ async def main(address: str) -> int:
             print(f"{address}: deferred until {at:%H:%M}: {reason}; run this again then")
         case Failed(reason=reason):
             print(f"{address}: failed: {reason}")
+        case Queued():
+            print(f"{address}: not attempted yet")
     return 0 if status.succeeded else 1
 
 

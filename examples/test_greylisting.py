@@ -19,7 +19,7 @@ async def send_login_code(mailer: Mailstrom, address: str) -> str:
     return await mailer.send_email(email, expires_after=timedelta(minutes=10))
 
 
-async def test_a_login_code_survives_short_greylisting():
+async def test_a_login_code_survives_short_greylisting() -> None:
     """The first retry comes after a minute, and the provider lets it pass."""
     clock = ManualClock()
     retry = RetryPolicy(base_delay=timedelta(seconds=20), factor=3, jitter=0)
@@ -40,7 +40,7 @@ async def test_a_login_code_survives_short_greylisting():
     assert exchanger.messages[0].email["Subject"] == "Your code"
 
 
-async def test_a_login_code_does_not_arrive_hours_later():
+async def test_a_login_code_does_not_arrive_hours_later() -> None:
     """A provider that greylists for longer than the code is worth gets no further attempt."""
     clock = ManualClock()
     async with FakeInternet() as internet:
