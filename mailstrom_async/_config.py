@@ -187,6 +187,9 @@ class Timeouts(Frozen):
     """For the whole reply to EHLO, STARTTLS, AUTH, MAIL and RCPT."""
     data: Positive = timedelta(minutes=2)
     """For the reply to DATA."""
+    envelope: Positive = timedelta(minutes=30)
+    """For the replies to MAIL, to every RCPT of a transaction and to DATA, all together: however promptly each comes, a
+    server that draws them out is given up."""
     block: Positive = timedelta(minutes=3)
     """Without any progress while the content is sent."""
     end_of_data: Positive = timedelta(minutes=10)

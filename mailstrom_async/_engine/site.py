@@ -35,6 +35,9 @@ TURN = 10
 
 FIRST_SESSIONS = 2
 """Sessions to a site that has not yet shown that it takes mail."""
+CAUTION, MOST_ASKED = 4, 256
+"""After each connection that a site refuses beside others, so many times more messages earn it the next one, at most:
+a limit of the host (row A63) is tested ever more rarely."""
 
 
 @dataclass(slots=True)
@@ -51,7 +54,7 @@ class Bundle:
 
 class Site:
     """How many sessions a site may have is learned: one more with each message that it takes, fewer when it refuses
-    connections, never above `Limits.connections_per_host`."""
+    connections, and from then on more slowly; never above `Limits.connections_per_host`."""
 
     def __init__(self, key: SiteKey, sites: "Sites") -> None:
         self.key = key
@@ -61,6 +64,8 @@ class Site:
         self._opening = 0
         self._carrying = 0
         self._allowed = min(FIRST_SESSIONS, sites.config.limits.connections_per_host)
+        self._asked = 1  # messages that the site must take before it gets a session more
+        self._taken = 0
         self._idle: list[asyncio.Future[bool]] = []
         self._dialled: Counter[str] = Counter()  # hosts, so that equals get equal shares (row B17)
 
@@ -212,6 +217,7 @@ class Site:
         if opened.login_refused:
             self._sites.relay_trouble(opened.outcome.reason)
         self._allowed = max(1, self._sessions - 1)
+        self._asked, self._taken = min(CAUTION * self._asked, MOST_ASKED), 0
         if self._sessions == 1:
             self._sites.suspend(self.key, opened)
             for delivery in self._withdraw_all():
@@ -264,6 +270,10 @@ class Site:
     def _learn(self, outcomes: Mapping[str, Outcome]) -> None:
         """The site takes mail: it may have a session more."""
         if any(outcome.state == "delivered" for outcome in outcomes.values()):
+            self._taken += 1
+            if self._taken < self._asked:
+                return
+            self._taken = 0
             self._allowed = min(self._allowed + 1, self._sites.config.limits.connections_per_host)
             if self.wants_session:
                 self._sites.want_session(self)

@@ -1,5 +1,7 @@
 """One mail transaction: from MAIL to the reply after the final dot (RFC 5321 section 3.3)."""
 
+import asyncio
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ DATA = b"DATA\r\n"
 LONE_DOT = b".\r\n"
 
 START_INPUT = 354
+_ENVELOPE = (Phase.MAIL, Phase.RCPT, Phase.DATA)
 # Insufficient storage, and what RFC 821 called it: at RCPT, after others were taken, both mean "no more of them in this
 # transaction" (RFC 5321 section 4.5.3.1.10).
 TOO_MANY_RECIPIENTS = (452, 552)
@@ -122,6 +125,7 @@ class Transaction:
         self._begun = begun
         self._write_next: Callable[[], Envelope | None] = _nothing_follows
         self._phase = Phase.MAIL
+        self._envelope_until = math.inf
         self._unanswered = False  # the whole message is written, its reply is not here
         self._reset_refused = False
         self._decided: dict[str, Refusal] = {}
@@ -145,6 +149,7 @@ class Transaction:
             write_next: Called when the end of the content goes out: the envelope to send along.
         """
         self._write_next = write_next
+        self._envelope_until = asyncio.get_running_loop().time() + self._timeouts.envelope.total_seconds()
         breakdown = None
         untouched = False
         try:
@@ -312,7 +317,8 @@ class Transaction:
         return await self._answer(self._timeouts.data if phase is Phase.DATA else self._timeouts.command)
 
     async def _answer(self, timeout: timedelta) -> Answer:
-        answer = await self._wire.answer(timeout.total_seconds())
+        until = self._envelope_until if self._phase in _ENVELOPE else math.inf
+        answer = await self._wire.answer(timeout.total_seconds(), until)
         self._unanswered = False
         if answer.code == CLOSING:
             raise Broken("network", f"ended the session with: {answer}", answer)

@@ -1,6 +1,7 @@
 """A connection during mail transactions: bytes out, with flow control; replies in, each with a deadline."""
 
 import asyncio
+import math
 import socket
 from collections.abc import Sequence
 from typing import Literal
@@ -111,18 +112,25 @@ class Wire(asyncio.Protocol):
         self._transport.write(data)
         return not self._transport.is_closing()
 
-    async def answer(self, seconds: float) -> Answer:
+    async def answer(self, seconds: float, until: float = math.inf) -> Answer:
         """The reply to the oldest command that has none yet, within so many seconds for all of its lines.
+
+        Args:
+            seconds: From now.
+            until: And not after this time of the event loop, when more than this reply is overdue.
 
         Raises:
             Broken: There is none, or there is one too many. Replies that came before the connection broke are given
                 first.
         """
-        deadline = self._loop.time() + seconds
+        deadline = min(self._loop.time() + seconds, until)
         while not self._replies.ready or self._replies.fault is not None:
             self._check()
             if not await self._change(deadline):
-                raise Broken("network", f"gave no answer within {seconds:g} s")
+                raise Broken(
+                    "network",
+                    f"gave no answer within {seconds:g} s" if deadline < until else "draws its answers out too long",
+                )
         answer = self._replies.ready.popleft()
         self.transcript.theirs(answer)
         return answer

@@ -164,10 +164,12 @@ async def test_a33_all_recipients_are_refused(world, extensions, data):
     script = {f"RCPT TO:<{A}>": "450 4.2.1 busy", f"RCPT TO:<{B}>": "550 5.1.1 no", "DATA": data}
     if data is not None and data.startswith("354"):
         script["end of data"] = "250 2.0.0 thanks for nothing"
-    seen, exchanger = await outcome(world, script, A, B, extensions=extensions)
+    exchanger = await world.exchanger(script, extensions=extensions)
+    async with world.sent(A, B) as mail:
+        assert await mail.attempted() == {A: deferred("smtp", "4.2.1", 450), B: failed("smtp", "5.1.1", 550)}
+        (attempt,) = await mail.attempts()
 
-    assert seen == {A: deferred("smtp", "4.2.1", 450), B: failed("smtp", "5.1.1", 550)}
-    assert exchanger.messages == []
+    assert not any("bytes of content" in line for line in attempt.transcript)
     assert ("DATA" in exchanger.sessions[0].commands) is (extensions is PIPELINED)
 
 

@@ -136,6 +136,12 @@ class World:
         self.ca_file = ca_file
         self._note = note
 
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Return once a condition holds; it is looked at in every round of the event loop."""
+        async with asyncio.timeout(PATIENCE.total_seconds()):
+            while not condition():  # noqa: ASYNC110
+                await asyncio.sleep(0)
+
     async def exchanger(self, script: Mapping[str, Scripted] | None = None, **server: Any) -> SMTPServer:
         """The only exchanger of example.net."""
         (exchanger,) = await self.exchangers(script, **server)
