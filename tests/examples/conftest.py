@@ -71,26 +71,22 @@ def serve(surroundings, tmp_path):
     """Runs a web application of the examples while the `async with` lasts, then ends it with a signal."""
 
     @asynccontextmanager
-    async def serve(
-        example: str, end: signal.Signals = signal.SIGTERM, *, workers: int = 1
-    ) -> AsyncIterator[Application]:
+    async def serve(example: str, end: signal.Signals = signal.SIGTERM) -> AsyncIterator[Application]:
         if example == "aiohttp_app":
             command = [sys.executable, str(EXAMPLES / "aiohttp_app.py")]
         else:
-            uvicorn = (sys.executable, "-m", "uvicorn", "--workers", str(workers), "--port", "0")
-            command = [*uvicorn, "--app-dir", str(EXAMPLES), f"{example}:app"]
+            command = [*(sys.executable, "-m", "uvicorn", "--app-dir", str(EXAMPLES), "--port", "0", f"{example}:app")]
         process = await asyncio.create_subprocess_exec(
             *command,
             env={**surroundings, "PORT": "0"},
             cwd=tmp_path,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
-            start_new_session=True,
         )
         said: list[str] = []
         try:
             async with asyncio.timeout(PATIENCE):
-                url = await _url(process, said, workers)
+                url = await _url(process, said)
             application = Application(process, url)
             async with application.client:
                 yield application
@@ -99,7 +95,7 @@ def serve(surroundings, tmp_path):
                 said.append((await process.communicate())[0].decode())
         finally:
             if process.returncode is None:
-                os.killpg(process.pid, signal.SIGKILL)  # its workers, too
+                process.kill()
                 await process.communicate()
         if end != signal.SIGKILL:
             assert process.returncode in (0, -end), "".join(said)
@@ -108,17 +104,14 @@ def serve(surroundings, tmp_path):
     return serve
 
 
-async def _url(process: asyncio.subprocess.Process, said: list[str], workers: int) -> str:
-    """What a server says when it listens: uvicorn and aiohttp alike. Several workers listen when all have started."""
+async def _url(process: asyncio.subprocess.Process, said: list[str]) -> str:
+    """What a server says when it listens: uvicorn and aiohttp alike."""
     assert process.stdout is not None
-    url = None
-    while url is None or (workers > 1 and "".join(said).count("startup complete") < workers):
-        line = (await process.stdout.readline()).decode()
-        assert line, f"the server did not start:\n{''.join(said)}"
+    while line := (await process.stdout.readline()).decode():
         said.append(line)
         if found := re.search(r"[Rr]unning on (http://\S+?) ", line):
-            url = found[1]
-    return url
+            return found[1]
+    raise AssertionError(f"the server did not start:\n{''.join(said)}")
 
 
 @pytest.fixture

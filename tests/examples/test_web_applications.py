@@ -1,6 +1,5 @@
 """The web applications of examples/, each under its real server, over HTTP."""
 
-import asyncio
 import signal
 
 import pytest
@@ -52,19 +51,6 @@ async def test_what_was_accepted_survives_a_restart(serve, internet, example, en
 
     assert {message.email["Message-ID"] for message in server.messages} == {f"<{each}>" for each in message_ids}
     assert server.received == 3
-
-
-async def test_several_workers_share_a_file(serve, internet):
-    """`uvicorn --workers 3` over one database: every worker accepts and answers, every mail arrives once."""
-    async with serve("fastapi_app", workers=3) as application:
-        responses = await asyncio.gather(*(application.send(EMAIL) for _ in range(30)))
-        message_ids = {response.json()["id"] for response in responses}
-        for message_id in message_ids:
-            await application.until(message_id, "delivered")
-
-    received = [message.email["Message-ID"] for message in internet.exchangers["mx.example.net"].messages]
-    assert sorted(received) == sorted(f"<{message_id}>" for message_id in message_ids)
-    assert len(received) == 30
 
 
 async def test_a_stop_lets_a_running_transaction_finish(serve, internet):
