@@ -120,6 +120,8 @@ class Site:
                     await self._part_from(session)
                     session = None
                 if session is None:
+                    if not self._waiting:
+                        continue  # another session has taken it while the last one was ended
                     session = await self._open()
                     if session is None:
                         return

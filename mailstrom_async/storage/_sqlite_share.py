@@ -79,6 +79,8 @@ class Share:
 
     async def side(self) -> Owner | Follower:
         """Whoever answers now. Raises StorageError if there is nobody for so long that the caller should know."""
+        if self._side is not None and self._settled.is_set():  # almost always
+            return self._side
         try:
             async with asyncio.timeout(PATIENCE_SECONDS):
                 while self._side is None or not self._settled.is_set():
