@@ -14,13 +14,14 @@ def anyio_backend():
 
 
 def ours(proofs) -> set[Proof]:
-    """Those that prove the rows for which the table is complete."""
-    return {proof for proof in proofs if proof.row in ROWS}
+    """Those beside this file that prove the rows for which the table is complete. What tests elsewhere prove besides
+    comes into the table when they are run for it."""
+    return {proof for proof in proofs if proof.row in ROWS and proof.test.startswith("rules/")}
 
 
 def test_every_row_has_a_test():
     """Each row of these is proved by at least one test."""
-    proved = {proof.row for proof in in_tests()}
+    proved = {proof.row for proof in ours(in_tests())}
 
     assert [row for row in ROWS if row not in proved] == []
 
