@@ -13,7 +13,7 @@ import pycares
 
 from mailstrom_async._config import NAMED_NAMESERVERS
 from mailstrom_async._errors import ResolutionFailed, ResolverError
-from mailstrom_async.dns.base import MX, AddressAnswer, IPAddress, MXAnswer
+from mailstrom_async.dns.base import MX, AddressAnswer, MXAnswer
 
 logger = logging.getLogger("mailstrom_async")
 
@@ -78,9 +78,7 @@ class AiodnsResolver:
 
     async def addresses(self, host: str) -> AddressAnswer:
         answers = await asyncio.gather(self._look_up(host, "A"), self._look_up(host, "AAAA"), return_exceptions=True)
-        found: list[IPAddress] = []
-        ttls: list[timedelta] = []
-        exists = False
+        known: list[_Answer] = []
         failure: ResolutionFailed | None = None
         for answer in answers:
             if isinstance(answer, ResolutionFailed):
@@ -88,12 +86,16 @@ class AiodnsResolver:
             elif isinstance(answer, BaseException):
                 raise answer
             else:
-                found.extend(ip_address(data.addr) for data in answer.records)  # type: ignore[attr-defined]
-                exists = exists or answer.exists
-                ttls.append(answer.ttl)
-        if failure is not None and not found:
+                known.append(answer)
+        # A family without records says nothing about the life of the other's.
+        telling = [answer for answer in known if answer.records]
+        if failure is not None and not telling:
             raise failure
-        return AddressAnswer(tuple(found), exists, min(ttls))
+        return AddressAnswer(
+            tuple(ip_address(data.addr) for answer in telling for data in answer.records),  # type: ignore[attr-defined]
+            any(answer.exists for answer in known),
+            min(answer.ttl for answer in telling or known),
+        )
 
     async def aclose(self) -> None:
         channels = [*self._retired, self._channel]
