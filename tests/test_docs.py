@@ -104,7 +104,14 @@ def test_each_command_is_one_line_that_needs_nothing_but_python():
 def test_the_readme_names_only_what_exists():
     """Every public name that the table of settings mentions is one."""
     names = set(re.findall(r"\b([A-Z][A-Za-z]+)\(", README.read_text()))
-    known = set(mailstrom_async.__all__) | {"FastAPI", "SecretStr", "Greylist", "FakeInternet", "ManualClock"}
+    known = set(mailstrom_async.__all__) | {
+        "FastAPI",
+        "SecretStr",
+        "PostgresStorage",
+        "Greylist",
+        "FakeInternet",
+        "ManualClock",
+    }
 
     assert names <= known
 
