@@ -32,6 +32,7 @@ from mailstrom_async._errors import (
     StorageError,
     StorageIncompatible,
     StorageInUse,
+    UnusableConnection,
 )
 from mailstrom_async._events import (
     Event,
@@ -108,6 +109,7 @@ __all__ = [
     "StorageIncompatible",
     "TLSFacts",
     "Timeouts",
+    "UnusableConnection",
     "WorkerStatus",
     "WorkerStatusChanged",
     "bulk_problems",

@@ -6,6 +6,7 @@
     ├── QueueFull                              Limits.queue_size is reached; nothing was stored
     ├── MessageNotFound       (LookupError)    no message has this Message-ID
     ├── MailerStateError      (RuntimeError)   the mailer is not open, already open, or belongs to another event loop
+    ├── UnusableConnection    (ValueError)     the connection given to send_email can't take mail into its transaction
     ├── DKIMKeyError          (ValueError)     a key of Config.dkim can't sign
     ├── ResolverError                          the resolver can't be used as configured
     ├── ResolutionFailed                       a name could not be looked up now; it may work later
@@ -105,6 +106,10 @@ class DKIMKeyError(MailstromError, ValueError):
 
     def __reduce__(self) -> tuple[type[Self], tuple[object, ...]]:
         return type(self), (self.selector, self.domain, self.problem)
+
+
+class UnusableConnection(MailstromError, ValueError):
+    """The connection given to `send_email` can't take mail into its transaction. Nothing was stored."""
 
 
 class ResolverError(MailstromError):

@@ -20,7 +20,7 @@ from mailstrom_async._engine.engine import Engine
 from mailstrom_async._engine.health import Health
 from mailstrom_async._engine.signing import SigningPool
 from mailstrom_async._envelope import PreparedEmail
-from mailstrom_async._errors import InvalidEmail, MailerStateError, MessageNotFound, StorageError
+from mailstrom_async._errors import InvalidEmail, MailerStateError, MessageNotFound, StorageError, UnusableConnection
 from mailstrom_async._events import (
     Event,
     EventsLost,
@@ -35,7 +35,7 @@ from mailstrom_async._message.ids import Stamp
 from mailstrom_async._status import Attempt, Failed, MessageStatus, WorkerStatus
 from mailstrom_async.dns import AiodnsResolver, Resolver
 from mailstrom_async.smtp import SMTPConnector
-from mailstrom_async.storage.base import Acceptance, Storage
+from mailstrom_async.storage.base import Acceptance, Outbox, Storage
 
 LARGE = 256 * 1024
 """Bytes from which on composing is left to a thread: it would hold the event loop up."""
@@ -234,6 +234,7 @@ class Mailstrom:
         recipients: Sequence[str] | None = None,
         not_before: datetime | None = None,
         expires_after: timedelta | None = None,
+        connection: object | None = None,
     ) -> str:
         """Accept an email; when this returns, it is safe in the store and will be delivered.
 
@@ -243,6 +244,10 @@ class Mailstrom:
             recipients: The forward-paths; None: To, Cc and Bcc.
             not_before: Attempt it no sooner (aware).
             expires_after: Its lifetime, in place of `RetryPolicy.lifetime`; counted from `not_before` if that is later.
+            connection: Write it into the transaction that this connection is in: it is queued when that commits, and
+                never was if that is rolled back. For PostgresStorage, to the same database: a connection of asyncpg's,
+                psycopg's AsyncConnection, SQLAlchemy's AsyncConnection or AsyncSession. There is no MessageQueued event
+                for it.
 
         Returns:
             The Message-ID, without angle brackets.
@@ -252,16 +257,17 @@ class Mailstrom:
             AlreadyQueued: Its Message-ID was accepted before: who repeats a call may take that for success.
             QueueFull: `Limits.queue_size` is reached. Nothing was stored.
             StorageError: The store can't take it now. Nothing was stored.
+            UnusableConnection: `connection` can't take it; the message says why. Nothing was stored.
             MailerStateError: The mailer is not open.
         """
         self._check_home()
         acceptance = await self._prepare(email, sender, recipients, not_before, expires_after)
-        return (await self._accept([acceptance]))[0]
+        return (await self._accept([acceptance], connection))[0]
 
-    async def send_emails(self, emails: Sequence[AnyEmail]) -> list[str]:
-        """Accept many emails in one commit: all or none. Raises as `send_email` does."""
+    async def send_emails(self, emails: Sequence[AnyEmail], *, connection: object | None = None) -> list[str]:
+        """Accept many emails in one commit: all or none. Arguments and errors are those of `send_email`."""
         self._check_home()
-        return await self._accept([await self._prepare(email, None, None, None, None) for email in emails])
+        return await self._accept([await self._prepare(email, None, None, None, None) for email in emails], connection)
 
     async def _prepare(
         self,
@@ -286,11 +292,16 @@ class Mailstrom:
         due_at = max(now, not_before) if not_before is not None else now
         return Acceptance(prepared, now, due_at, due_at + (expires_after or self._config.retry.lifetime))
 
-    async def _accept(self, acceptances: list[Acceptance]) -> list[str]:
+    async def _accept(self, acceptances: list[Acceptance], connection: object | None) -> list[str]:
         if not acceptances:
             return []
         if self._signing is not None:
             acceptances = await _signed(acceptances, self._signing)
+        message_ids = [acceptance.prepared.message_id for acceptance in acceptances]
+        if connection is not None:
+            # Whether it is queued will be known when the transaction ends; then the store calls `watch`'s wake.
+            await self._outbox().enqueue_within(connection, acceptances, queue_size=self._config.limits.queue_size)
+            return message_ids
         dues = await self._storage.enqueue(acceptances, queue_size=self._config.limits.queue_size)
         if self._engine is not None:
             self._engine.queued(dues)
@@ -298,7 +309,15 @@ class Mailstrom:
             MessageQueued(message_id=acceptance.prepared.message_id, queued_at=acceptance.queued_at)
             for acceptance in acceptances
         )
-        return [acceptance.prepared.message_id for acceptance in acceptances]
+        return message_ids
+
+    def _outbox(self) -> Outbox:
+        if not isinstance(self._storage, Outbox):
+            raise UnusableConnection(
+                f"{type(self._storage).__name__} can't write into a transaction of yours: use PostgresStorage with a "
+                "connection to the same database, or leave `connection` out"
+            )
+        return self._storage
 
     # Asking.
 

@@ -1,7 +1,7 @@
 """Where the queue is kept: the Protocol, and the stores that come with the library."""
 
-from mailstrom_async.storage.base import Acceptance, Due, Record, Recorded, Storage
+from mailstrom_async.storage.base import Acceptance, Due, Outbox, Record, Recorded, Storage
 from mailstrom_async.storage.memory import MemoryStorage
 from mailstrom_async.storage.sqlite import SQLiteStorage
 
-__all__ = ["Acceptance", "Due", "MemoryStorage", "Record", "Recorded", "SQLiteStorage", "Storage"]
+__all__ = ["Acceptance", "Due", "MemoryStorage", "Outbox", "Record", "Recorded", "SQLiteStorage", "Storage"]

@@ -92,7 +92,7 @@ _KNOWN = "SELECT message_id FROM mailstrom.messages WHERE message_id = ANY($1::t
 # One at a time, or two could each see the last free place.
 _LOCK_SIZE = "SELECT pg_advisory_xact_lock(hashtextextended('mailstrom_async size of ' || $1, 0))"
 
-_SIZE = """
+SIZE = """
     SELECT count(*) FROM (SELECT FROM mailstrom.messages WHERE completed_at IS NULL LIMIT $1) AS unfinished
 """
 
@@ -239,7 +239,7 @@ class Accepting:
         if queue_size is None:
             return await self._insert(session, batch)
         await session.execute(_LOCK_SIZE, session.schema)
-        [(unfinished,)] = await session.fetch(_SIZE, queue_size)
+        [(unfinished,)] = await session.fetch(SIZE, queue_size)
         room = queue_size - unfinished
         if sum(len(waiting.acceptances) for waiting in batch) <= room:
             return await self._insert(session, batch)

@@ -33,6 +33,10 @@ DRIVER_ERRORS: tuple[type[Exception], ...] = cast(
 )
 
 
+OWN_KIND: tuple[type, ...] = cast("tuple[type, ...]", (asyncpg.Connection, asyncpg.pool.PoolConnectionProxy))
+"""What asyncpg's connections are, as a caller may have them."""
+
+
 class Connection(Protocol):
     """**Protocol:** what we use of asyncpg's connections."""
 

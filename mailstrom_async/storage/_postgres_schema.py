@@ -16,7 +16,13 @@ OLDEST = 13
 """The oldest release that we test our statements with is younger; this one has all that they need."""
 
 _VERSION_1 = (
-    "CREATE TABLE mailstrom.schema_version (version integer NOT NULL)",
+    # The identity tells this store from others of the same schema name in other databases.
+    """
+    CREATE TABLE mailstrom.schema_version (
+        version integer NOT NULL,
+        identity uuid NOT NULL DEFAULT gen_random_uuid()
+    )
+    """,
     """
     CREATE TABLE mailstrom.messages (
         key bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -113,16 +119,24 @@ def checked_name(schema: str) -> str:
     return schema
 
 
-async def make_ready(session: Session) -> None:
+async def make_ready(session: Session) -> str:
     """Look whether the server is fit for a store, and bring the tables to the newest version. In a transaction.
+
+    Returns:
+        The identity of the store.
 
     Raises:
         StorageIncompatible: The tables are not ours, or of a newer version; they are left as they are.
         StorageError: The server can't hold a store.
     """
     await _check_server(session)
-    if await _version(session) == len(MIGRATIONS):
-        return
+    if await _version(session) != len(MIGRATIONS):
+        await _migrate(session)
+    [(identity,)] = await session.fetch("SELECT identity FROM mailstrom.schema_version")
+    return str(identity)
+
+
+async def _migrate(session: Session) -> None:
     # Many processes may start at once, and only one of them makes the tables.
     await session.execute(_LOCK, session.schema)
     version = await _version(session)

@@ -12,7 +12,7 @@ store, so a restart neither forgets nor hurries.
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from mailstrom_async._envelope import Delivery, PreparedEmail
 from mailstrom_async._envelope import Due as Due
@@ -181,4 +181,26 @@ class Storage(Protocol):
 
     async def purge(self, completed_before: datetime) -> int:
         """Forget messages that were completed before this time; return how many. Never an incomplete one."""
+        ...
+
+
+@runtime_checkable
+class Outbox(Protocol):
+    """**Protocol:** what a store may do besides: write into a transaction that its caller has begun.
+
+    The mail is then queued together with what else the transaction does, or not at all.
+    """
+
+    async def enqueue_within(
+        self, connection: object, acceptances: Sequence[Acceptance], *, queue_size: int | None = None
+    ) -> None:
+        """Store messages, all or none, in the transaction that `connection` is in; it is the caller's to end.
+
+        When it commits, the watchers of all processes are called, this one's included.
+
+        Raises:
+            UnusableConnection: It is no connection that this store knows, in no transaction, or to another database.
+            AlreadyQueued: One has the Message-ID of a stored message, or of another in this call.
+            QueueFull: There would be more than `queue_size` messages with unfinished recipients.
+        """
         ...

@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from mailstrom_async._envelope import Delivery, Due, PreparedEmail
 from mailstrom_async._errors import MailerStateError
 from mailstrom_async._status import Attempt, MessageStatus
+from mailstrom_async.storage import _postgres_outbox as outbox
 from mailstrom_async.storage import _postgres_queue as queue
 from mailstrom_async.storage import _postgres_reads as reads
 from mailstrom_async.storage._postgres_accept import Accepting
@@ -75,7 +76,7 @@ class PostgresStorage:
         # What a parent process has opened stays as it is in this one: its connections must not be touched.
         opened = _Opened(self._address, self._listener_address, self._size)
         try:
-            await opened.connections.transact(make_ready)
+            opened.identity = await opened.connections.transact(make_ready)
         except BaseException:
             await opened.aclose()
             raise
@@ -88,6 +89,26 @@ class PostgresStorage:
 
     async def enqueue(self, acceptances: Sequence[Acceptance], *, queue_size: int | None = None) -> list[Due]:
         return await self._usable().accepting.accept(acceptances, queue_size)
+
+    async def enqueue_within(
+        self, connection: object, acceptances: Sequence[Acceptance], *, queue_size: int | None = None
+    ) -> None:
+        """Store messages in a transaction of the caller's, see `Outbox`.
+
+        Args:
+            connection: One of asyncpg's, psycopg's AsyncConnection, SQLAlchemy's AsyncConnection or AsyncSession.
+            acceptances: What is to be stored.
+            queue_size: See `enqueue`.
+        """
+        opened = self._usable()
+        await outbox.enqueue(
+            outbox.transaction_of(connection),
+            acceptances,
+            queue_size,
+            address=self._address,
+            identity=opened.identity,
+            channel=opened.channel,
+        )
 
     async def upcoming(self, limit: int, *, excluding: Collection[str] = ()) -> list[Due]:
         return await self._usable().connections.read(lambda session: reads.upcoming(session, limit, excluding))
@@ -172,6 +193,7 @@ class _Opened:
     def __init__(self, address: Address, listener_address: Address, size: int) -> None:
         self.process = os.getpid()
         self.loop = asyncio.get_running_loop()
+        self.identity = ""
         self.token = secrets.token_hex(8)
         self.channel = f"mailstrom_{address.schema}"
         self.connections = Connections(address, size)
