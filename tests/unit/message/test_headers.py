@@ -12,6 +12,7 @@ from mailstrom_async._message.place import Place
 
 SUBJECT = Place("subject")
 NAMES = [
+    'The "big" \\ Box, Inc. <x>',
     "Jörg Müller (Sales)",
     "O'Hara, Scarlett",
     'Ünal; "the" <best>',
