@@ -161,7 +161,8 @@ def claim(
 
 def record(connection: sqlite3.Connection, records: Sequence[Record]) -> dict[int, Recorded]:
     """Write the records whose claim holds and that are in order; what was made of each, by delivery."""
-    usual = {one.delivery.id: one for one in records if _is_usual(one)}
+    named = Counter(one.delivery.id for one in records)  # of two records of one delivery the second comes too late
+    usual = {one.delivery.id: one for one in records if named[one.delivery.id] == 1 and _is_usual(one)}
     if len(usual) < 2:
         return {}
     held = {

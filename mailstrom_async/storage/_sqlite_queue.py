@@ -155,8 +155,7 @@ def release(connection: sqlite3.Connection, deliveries: Sequence[Delivery], due_
 
 def record(connection: sqlite3.Connection, records: Sequence[Record]) -> list[Recorded]:
     done = _in_bulk(connection, lambda: bulk.record(connection, records)) or {}
-    # Of two records of one delivery the second comes too late, as it would one by one.
-    return [done.pop(one.delivery.id) if one.delivery.id in done else _record(connection, one) for one in records]
+    return [done[one.delivery.id] if one.delivery.id in done else _record(connection, one) for one in records]
 
 
 def cancel(connection: sqlite3.Connection, message_id: str, now: datetime) -> MessageStatus | None:

@@ -192,24 +192,31 @@ class Claiming(Ground):
     async def test_an_owner_is_fenced_off_from_its_own_newer_claim(self) -> None:
         """Row C15: a program that stalled beyond its lease and claimed anew: its old attempt's result is refused."""
         async with self.opened() as storage:
-            await storage.enqueue([email()])
-            old = await claim_one(storage)
+            await storage.enqueue([email(), email("2"), email("3")])
+            old, *others = await claim(storage)
             (new,) = await claim(storage, [old.id], now=LATER)
-            refused, accepted = await storage.record([record_of(old, delivered()), record_of(new, delivered())])
+            records = [record_of(delivery, delivered()) for delivery in (*others, new)]
+            recorded = await storage.record([record_of(old, deferred(NOW), NOW), *records])
 
-            assert (refused.accepted, accepted.accepted) == (False, True)
+            assert [one.accepted for one in recorded] == [False, True, True, True]
+            assert recorded[-1].results == {ADA: delivered()}
+            assert states_of(await storage.status(ID)) == {ADA: "delivered"}
             assert counts_of(await storage.status(ID)) == [2]
 
     async def test_a_result_is_written_once(self) -> None:
         """Who records again, because it does not know whether the first time succeeded, changes nothing."""
         async with self.opened() as storage:
-            await storage.enqueue([email()])
-            delivery = await claim_one(storage)
+            await storage.enqueue([email(), email("2"), email("3")])
+            delivery, *others = await claim(storage)
             record = record_of(delivery, deferred(NOW + MINUTE), NOW + MINUTE)
-            first, second = await storage.record([record, record])
-            (third,) = await storage.record([record_of(delivery, delivered())])
+            too_late = record_of(delivery, delivered())
+            rest = [record_of(other, delivered()) for other in others]
+            recorded = await storage.record([record, *rest, record, too_late])
+            (again,) = await storage.record([too_late])
 
-            assert [first.accepted, second.accepted, third.accepted] == [True, False, False]
+            assert [one.accepted for one in recorded] == [True, True, True, False, False]
+            assert not again.accepted
+            assert states_of(await storage.status(ID)) == {ADA: "deferred"}
             assert counts_of(await storage.status(ID)) == [1]
             assert len(await storage.attempts(ID) or ()) == 1
 
