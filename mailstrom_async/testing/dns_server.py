@@ -177,15 +177,16 @@ class DNSServer:
     async def _answer(self, packet: bytes, protocol: Protocol, send: Send) -> None:
         try:
             question = dns.message.from_wire(packet)
-            if question.opcode() != dns.opcode.QUERY or len(question.question) != 1:
-                return
+        except dns.exception.DNSException:
+            return  # no question
+        if question.opcode() != dns.opcode.QUERY or len(question.question) != 1:
+            return
+        try:
             name = as_key(question.question[0].name.to_text(omit_final_dot=True))
             kind = dns.rdatatype.to_text(question.question[0].rdtype)
             self.queries.append(Question(name, kind, protocol))
             found = self.records.find(name, kind, follow=self.follow)
             await self._tell(question, kind, found, found.answer, protocol, send)
-        except dns.exception.DNSException:
-            return  # no question that could be answered
         except Exception as error:  # noqa: BLE001 - raised when the server closes, where the test sees it
             self._failures.append(error)
 

@@ -17,17 +17,6 @@ from .dns_world import DELIVERED, NOT_RESOLVED, PATIENCE, PROHIBITED, DNSWorld, 
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 
 
-@pytest.fixture(
-    params=[
-        pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio"),
-        pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"),
-    ]
-)
-def anyio_backend(request: pytest.FixtureRequest) -> object:
-    """Which event loop the test runs on."""
-    return request.param
-
-
 @pytest.fixture
 async def world(request: pytest.FixtureRequest) -> AsyncIterator[DNSWorld]:
     """An internet with one exchanger, mx.example.net, that takes everything."""
