@@ -116,6 +116,10 @@ class Scheduler:
         due_at = self._heap.next_due_at if len(self._lines) < READY_CAPACITY else None
         return min((at for at in (due_at, self._look_at) if at is not None), default=None)
 
+    def _must_look(self, now: datetime) -> bool:
+        # A look that is farther away than it was ever planned: the clock was set back.
+        return self._look_at is not None and not self._look_at - LOOK_EVERY <= now < self._look_at
+
     async def _recover(self, trouble: str) -> None:
         self._health.report("scheduler", trouble)
         self._refill_wanted = True
@@ -129,7 +133,7 @@ class Scheduler:
         now = self._clock.now()
         if self._lines.take_left_out() or self._heap.wants_refill or self._refill_wanted:
             await self._refill(REFILL)
-        elif self._look_wanted or (self._look_at is not None and now >= self._look_at):
+        elif self._look_wanted or self._must_look(now):
             await self._refill(LOOKED_AT)
         due = self._heap.pop_due(self._clock.now(), max(0, READY_CAPACITY - len(self._lines)))
         # What a shared store named while it was somebody else's may be ours by now, and must not be claimed twice.
@@ -140,7 +144,8 @@ class Scheduler:
         if not entries:
             return self._heap.wants_refill
         try:
-            deliveries = await self._claims.claim(entries, self._clock.now())
+            now = self._clock.now()
+            deliveries = await self._claims.claim(entries, now)
         except BaseException:
             for entry in entries:
                 self._lines.finished(entry.destination, well=None)
@@ -149,6 +154,8 @@ class Scheduler:
         for entry in entries:
             if entry.delivery_id not in claimed:
                 self._lines.finished(entry.destination, well=None)
+                if entry.due_at > now:  # the clock was set back while it waited for its turn
+                    self._heap.push([entry])
         if deliveries:
             self._dispatch(deliveries)
         return True
