@@ -1,6 +1,7 @@
 """The mailer: what an application holds."""
 
 import asyncio
+import logging
 import os
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -11,6 +12,8 @@ from email.message import EmailMessage
 from random import Random
 from types import TracebackType
 from typing import Literal, Self, TypeVar, overload
+
+import anyio
 
 from mailstrom_async._clock import Clock, SystemClock
 from mailstrom_async._config import Config
@@ -36,6 +39,8 @@ from mailstrom_async._status import Attempt, Failed, MessageStatus, WorkerStatus
 from mailstrom_async.dns import AiodnsResolver, Resolver
 from mailstrom_async.smtp import SMTPConnector
 from mailstrom_async.storage.base import Acceptance, Outbox, Storage
+
+logger = logging.getLogger("mailstrom_async")
 
 LARGE = 256 * 1024
 """Bytes from which on composing is left to a thread: it would hold the event loop up."""
@@ -107,8 +112,14 @@ class Mailstrom:
         if self._home is not None:
             raise MailerStateError("the mailer is already open; leave it before entering it again")
         self._home = (asyncio.get_running_loop(), os.getpid())
+        self._switch = asyncio.Lock()  # that of an earlier life may belong to another event loop
         self._tokens = _Tokens()  # what was left of an earlier life is known to the forks of this process, too
         self._health.enter("starting")
+        async with self._switch:
+            await self._open()
+        return self
+
+    async def _open(self) -> None:
         try:
             signers = await asyncio.to_thread(load_signers, self._config.dkim) if self._config.dkim else []
             await self._storage.open(self._clock.now())
@@ -127,10 +138,9 @@ class Mailstrom:
         if self._config.retention is not None:
             self._purging = asyncio.create_task(self._purge_regularly(self._config.retention))
         if self._deliver:
-            await self.start()
+            self._start_engine()
         else:
             self._health.enter("paused")
-        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -143,20 +153,23 @@ class Mailstrom:
         if self._home is None:
             return
         self._check_home()
-        try:
-            await self._stop_engine(grace)
-        finally:
-            await self._close_everything()
+        if self._engine is not None and grace is not None:
+            self._engine.hurry(grace)  # somebody else may be stopping it already, and more patient than we are
+        async with self._switch:
+            if self._home is None:
+                return  # somebody else has closed it meanwhile
+            try:
+                await self._stop_engine(grace)
+            finally:
+                # However often we are cancelled: what stayed open could not be opened again.
+                with anyio.CancelScope(shield=True):
+                    await self._close_everything()
 
     def _changed_elsewhere(self) -> None:
         if self._engine is not None:
             self._engine.look()
 
     async def _close_everything(self) -> None:
-        if self._purging is not None:
-            self._purging.cancel()
-            await asyncio.wait([self._purging])
-            self._purging = None
         self._health.enter("stopped")
         async with AsyncExitStack() as closing:
             # Last, so that those who wait for a status find the mailer closed when they look again.
@@ -167,6 +180,10 @@ class Mailstrom:
             if self._signing is not None:
                 closing.push_async_callback(self._signing.aclose)
                 self._signing = None
+            if self._purging is not None:
+                closing.push_async_callback(asyncio.wait, [self._purging])
+                self._purging.cancel()
+                self._purging = None
 
     def _forget_home(self) -> None:
         self._home = None
@@ -192,31 +209,40 @@ class Mailstrom:
         """Deliver. Does nothing if it does already."""
         self._check_home()
         async with self._switch:
-            if self._engine is None:
-                self._engine = Engine(
-                    self._config,
-                    self._storage,
-                    self._resolver,
-                    SMTPConnector(self._config.helo_name, self._config.timeouts, ca_file=self._config.ca_file),
-                    clock=self._clock,
-                    chance=Random(),  # noqa: S311 - spreads load, keeps no secret
-                    owner=f"{os.getpid()}-{secrets.token_hex(4)}",
-                    broadcast=self._broadcast,
-                    health=self._health,
-                )
-                self._engine.start()
-            self._health.enter("running")
+            self._check_home()  # it may have been closed meanwhile
+            self._start_engine()
 
     async def pause(self) -> None:
         """Begin no new attempt; returns when the running ones have ended. Mail is accepted as before."""
         self._check_home()
-        await self._stop_engine(None)
-        self._health.enter("paused")
+        async with self._switch:
+            self._check_home()
+            try:
+                await self._stop_engine(None)
+            finally:
+                self._health.enter("paused")
+
+    def _start_engine(self) -> None:
+        if self._engine is None:
+            self._engine = Engine(
+                self._config,
+                self._storage,
+                self._resolver,
+                SMTPConnector(self._config.helo_name, self._config.timeouts, ca_file=self._config.ca_file),
+                clock=self._clock,
+                chance=Random(),  # noqa: S311 - spreads load, keeps no secret
+                owner=f"{os.getpid()}-{secrets.token_hex(4)}",
+                broadcast=self._broadcast,
+                health=self._health,
+            )
+            self._engine.start()
+        self._health.enter("running")
 
     async def _stop_engine(self, grace: timedelta | None) -> None:
-        async with self._switch:
-            if self._engine is not None:
+        if self._engine is not None:
+            try:
                 await self._engine.stop(grace)
+            finally:
                 self._engine = None
 
     @property
@@ -424,6 +450,9 @@ class Mailstrom:
                 await self._storage.purge(self._clock.now() - retention)
             except StorageError as error:
                 self._health.report("purge", str(error))
+            except Exception:
+                logger.exception("old messages could not be forgotten; it is tried again later")
+                self._health.report("purge", "failed unexpectedly, see the log")
             else:
                 self._health.report("purge", None)
             next_at = self._clock.now() + min(PURGE_EVERY, retention)

@@ -1,6 +1,7 @@
 """One try: a session is opened, a message goes over it, every recipient gets an outcome."""
 
 import asyncio
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -9,6 +10,8 @@ from mailstrom_async._policy.verdict import judge, judge_breakdown
 from mailstrom_async._reply import Phase
 from mailstrom_async._status import Outcome, TLSFacts
 from mailstrom_async.smtp.base import Breakdown, Connector, Following, Refusal, Session, SessionError, Target
+
+logger = logging.getLogger("mailstrom_async")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,13 @@ async def open_session(connector: Connector, targets: Iterable[Target]) -> Sessi
                 verdict_on(error.why),
                 Contact(target.host, str(target.address), error.tls, tuple(transcript)),
                 login_refused=target.credentials is not None and error.why.phase is Phase.AUTH,
+            )
+        except Exception as error:
+            # Those who wait for the session must hear of it, or they would wait, and ask for another one, for ever.
+            logger.exception("no session with %s could be opened", target.host)
+            unreachable = Unreachable(
+                judge_breakdown(Phase.CONNECT, "local", f"a fault in this library: {error!r}"),
+                Contact(target.host, str(target.address), transcript=tuple(transcript)),
             )
     return unreachable
 

@@ -68,7 +68,8 @@ class Claims:
         never = asyncio.Event()
         while True:
             renewed_at = self._clock.now()
-            while (now := self._clock.now()) < renewed_at + self._lease / 3:
+            # A clock that was set back must not make us wait for the time that it lost.
+            while renewed_at <= (now := self._clock.now()) < renewed_at + self._lease / 3:
                 await self._clock.wait(never, renewed_at + self._lease / 3)
             if not self._held:
                 continue
@@ -77,5 +78,9 @@ class Claims:
             except StorageError as error:
                 logger.warning("leases could not be renewed, deliveries may be attempted twice: %s", error)
                 continue
+            except Exception:
+                logger.exception("the renewal of leases failed; it is tried again")
+                continue
             for delivery in lost:
-                logger.warning("%r: its lease ended while it was attempted; its result will not count", delivery)
+                if self._held.get(delivery.id) is delivery:  # else it was recorded meanwhile
+                    logger.warning("%r: its lease ended while it was attempted; its result will not count", delivery)

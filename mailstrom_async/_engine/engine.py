@@ -23,7 +23,7 @@ from mailstrom_async._envelope import Delivery, Due
 from mailstrom_async._errors import StorageError
 from mailstrom_async._events import Event, MessageCompleted, RecipientDeferred, RecipientDelivered, RecipientFailed
 from mailstrom_async._queue.retry import has_expired
-from mailstrom_async._status import Deferred, Delivered
+from mailstrom_async._status import Deferred, Delivered, Failed
 from mailstrom_async.dns.base import Resolver
 from mailstrom_async.smtp.base import Connector
 from mailstrom_async.storage.base import Record, Recorded, Storage
@@ -70,6 +70,7 @@ class Engine:
         self._group: TaskGroup | None = None
         self._stop_asked: asyncio.Event = asyncio.Event()
         self._grace = config.shutdown_grace
+        self._draining = anyio.CancelScope()
         self._life: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -77,6 +78,13 @@ class Engine:
         if self._life is None:
             self._stop_asked = asyncio.Event()
             self._life = asyncio.create_task(self._live(), name="mailstrom_async delivery")
+            self._life.add_done_callback(self._died)
+
+    def _died(self, life: asyncio.Task[None]) -> None:
+        """A fault in this library must not end delivery silently."""
+        if not life.cancelled() and (fault := life.exception()) is not None:
+            logger.critical("delivery ended by a fault in this library; restart it", exc_info=fault)
+            self._health.report("delivery", f"ended by a fault in this library, see the log: {fault!r}")
 
     async def stop(self, grace: timedelta | None = None) -> None:
         """Attempt nothing more; let what runs finish for `grace` (None: the configured one), abort the rest, and give
@@ -90,17 +98,20 @@ class Engine:
         self._grace = self._config.shutdown_grace if grace is None else grace
         self._stop_asked.set()
         try:
-            await asyncio.shield(life)
+            await asyncio.wait([life])
         except asyncio.CancelledError:
-            self._grace = timedelta(0)
-            if self._sites is not None and self._sites.on_drained is not None:
-                self._sites.on_drained()
+            self.hurry(timedelta(0))
             with anyio.CancelScope(shield=True):
                 await asyncio.wait([life], timeout=2 * LAST_WORDS.total_seconds())
             raise
         finally:
             if life.done():
                 self._life = None
+
+    def hurry(self, grace: timedelta) -> None:
+        """A stop that is under way gets no more grace than this, from now on."""
+        self._grace = min(self._grace, grace)
+        self._draining.deadline = min(self._draining.deadline, anyio.current_time() + grace.total_seconds())
 
     def queued(self, entries: Iterable[Due]) -> None:
         """Deliveries are in the store, due then."""
@@ -122,12 +133,12 @@ class Engine:
         async with anyio.create_task_group() as outer:
             outer.start_soon(self._claims.keep_leases)
             outer.start_soon(self._router.watch)
-            recording = anyio.CancelScope()
             recorded = anyio.Event()
-            outer.start_soon(_run_in, recording, self._recorder.run, recorded)
+            outer.start_soon(_run, self._recorder.run, recorded)
             await self._deliver_until_stopped()
-            recording.cancel()
-            await recorded.wait()
+            self._recorder.stop()
+            with anyio.move_on_after(LAST_WORDS.total_seconds()):
+                await recorded.wait()
             outer.cancel_scope.cancel()
         await self._router.aclose()
         await self._give_back()
@@ -138,7 +149,7 @@ class Engine:
             self._sites = Sites(self._config, self._router, self._connector, self._settlement, self._health, group)
             self._scheduler = Scheduler(self._storage, self._clock, self._claims, self._health, self._dispatch)
             scheduled = anyio.Event()
-            group.start_soon(_run_in, anyio.CancelScope(), self._scheduler.run, scheduled)
+            group.start_soon(_run, self._scheduler.run, scheduled)
             await self._stop_asked.wait()
             self._scheduler.stop()
             await scheduled.wait()
@@ -151,7 +162,7 @@ class Engine:
         drained = asyncio.Event()
         sites.on_drained = drained.set
         if sites.busy:
-            with anyio.move_on_after(self._grace.total_seconds()):
+            with anyio.move_on_after(self._grace.total_seconds()) as self._draining:
                 await drained.wait()
         group.cancel_scope.cancel()
 
@@ -162,13 +173,29 @@ class Engine:
         unwritten = {record.delivery.id for record in self._recorder.unwritten}
         for record in self._recorder.unwritten:
             logger.error("%r: its result could not be stored; it will be attempted again", record.delivery)
+        given_back = [delivery for delivery in self._claims.held() if delivery.id not in unwritten]
         try:
-            await self._claims.release(
-                [delivery for delivery in self._claims.held() if delivery.id not in unwritten], self._clock.now()
-            )
+            dues = await self._claims.release(given_back, self._clock.now())
+            due_again = {due.delivery_id for due in dues}
+            await self._tell_of_cancelled([delivery for delivery in given_back if delivery.id not in due_again])
         except StorageError as error:
             logger.error("claims could not be given back, they end with their lease: %s", error)  # noqa: TRY400
         self._sites = None
+
+    async def _tell_of_cancelled(self, deliveries: Sequence[Delivery]) -> None:
+        """What is given back and not due again belongs to a message that was cancelled while we had it."""
+        for delivery in deliveries:
+            message_id = delivery.message.message_id
+            status = await self._storage.status(message_id)
+            mine = {recipient.address for recipient in delivery.recipients}
+            results = {r.address: r.result for r in status.recipients if r.address in mine} if status else {}
+            failed = {address: result for address, result in results.items() if isinstance(result, Failed)}
+            completed = status is not None and status.completed
+            self._tell(message_id, Recorded(accepted=True, results=failed, due=None, completed=completed))
+
+    def _tell(self, message_id: str, recorded: Recorded) -> None:
+        self._broadcast.publish(events_of(message_id, recorded))
+        self._broadcast.touch([message_id])
 
     def _dispatch(self, deliveries: Sequence[Delivery]) -> None:
         now = self._clock.now()
@@ -183,7 +210,8 @@ class Engine:
         for delivery in deliveries:
             try:
                 status = await self._storage.status(delivery.message.message_id)
-            except StorageError:
+            except Exception:
+                logger.exception("%r expired, and what was said last is not known", delivery)
                 status = None
             self._settlement.expire(delivery, status)
 
@@ -197,15 +225,12 @@ class Engine:
         else:
             self._claims.end(delivery)
         if recorded.accepted:
-            message_id = delivery.message.message_id
-            self._broadcast.publish(events_of(message_id, recorded))
-            self._broadcast.touch([message_id])
+            self._tell(delivery.message.message_id, recorded)
 
 
-async def _run_in(scope: anyio.CancelScope, run: Callable[[], Awaitable[None]], done: anyio.Event) -> None:
+async def _run(run: Callable[[], Awaitable[None]], done: anyio.Event) -> None:
     try:
-        with scope:
-            await run()
+        await run()
     finally:
         done.set()
 

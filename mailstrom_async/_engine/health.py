@@ -27,7 +27,8 @@ class Health:
     def enter(self, mode: Mode) -> None:
         """What the caller wants of us now."""
         self._mode = mode
-        if mode == "stopped":
+        if mode != "running":
+            # Whoever reported them is gone, and so nobody would say that it is well again.
             self._troubles.clear()
         self._update()
 

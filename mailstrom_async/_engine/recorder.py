@@ -34,6 +34,7 @@ class Recorder:
         self._waiting: list[Record] = []
         self._writing: Sequence[Record] = ()
         self._wake = asyncio.Event()
+        self._stop_asked = asyncio.Event()
 
     @property
     def unwritten(self) -> list[Record]:
@@ -44,19 +45,26 @@ class Recorder:
         self._waiting.append(record)
         self._wake.set()
 
+    def stop(self) -> None:
+        """Begin no other batch; `run` ends when it has written the one it is at. Cut in half, it would be in the store,
+        and nobody would be told."""
+        self._stop_asked.set()
+        self._wake.set()
+
     async def run(self) -> None:
-        """Write as long as this runs."""
+        """Write until told to stop."""
         now = asyncio.get_running_loop().time
         next_at = now()
-        while True:
+        while not self._stop_asked.is_set():
             if not self.unwritten:
                 self._wake.clear()
                 await self._wake.wait()
+                continue
             if now() < next_at:
                 await asyncio.sleep(next_at - now())
             next_at = now() + PACE
             if not await self._write_batch():
-                await self._clock.wait(asyncio.Event(), self._clock.now() + PATIENCE)
+                await self._clock.wait(self._stop_asked, self._clock.now() + PATIENCE)
 
     async def flush(self) -> None:
         """Write all that waits, however long the store refuses; `run` must have ended."""
@@ -73,6 +81,11 @@ class Recorder:
             recorded = await self._storage.record(self._writing)
         except StorageError as error:
             self._health.report("store", str(error))
+            return False
+        except Exception:
+            # A fault in this library, or in a store, must not end the writing for good: it shows, and we go on.
+            logger.exception("results could not be recorded; it is tried again in a moment")
+            self._health.report("store", "failed unexpectedly, see the log")
             return False
         batch, self._writing = self._writing, ()
         self._health.report("store", None)

@@ -42,6 +42,18 @@ class Settlement:
             started_at: When it began.
             contact: With whom we spoke.
         """
+        try:
+            record = self._record(delivery, outcomes, started_at, contact)
+        except Exception as error:
+            # Not recorded it would stay claimed for ever.
+            logger.exception("%r: what its attempt did can't be recorded", delivery)
+            record = self._fault(delivery, error)
+        log_attempt(record)
+        self._submit(record)
+
+    def _record(
+        self, delivery: Delivery, outcomes: Mapping[str, Outcome], started_at: datetime, contact: Contact
+    ) -> Record:
         now = self._clock.now()
         expires_at = delivery.message.expires_at
         due_at = next_due(
@@ -64,9 +76,13 @@ class Settlement:
             outcome=own,
             transcript=() if all(outcome.state == "delivered" for outcome in own.values()) else contact.transcript,
         )
-        record = Record(delivery, results, due_at if deferred else None, attempt)
-        log_attempt(record)
-        self._submit(record)
+        return Record(delivery, results, due_at if deferred else None, attempt)
+
+    def _fault(self, delivery: Delivery, error: Exception) -> Record:
+        due_at = self._clock.now() + self._retry.base_delay
+        reason = f"a fault in this library: {error!r}"
+        deferred = Deferred(cause="local", enhanced="4.3.0", reason=reason, next_attempt_at=due_at)
+        return Record(delivery, {recipient.address: deferred for recipient in delivery.recipients}, due_at, None)
 
     def settle_all(
         self,

@@ -63,6 +63,7 @@ class Site:
         self._sessions = 0
         self._opening = 0
         self._carrying = 0
+        self._parting = 0  # sessions that say good-bye; the host still counts them
         self._allowed = min(FIRST_SESSIONS, sites.config.limits.connections_per_host)
         self._asked = 1  # messages that the site must take before it gets a session more
         self._taken = 0
@@ -75,6 +76,10 @@ class Site:
             bundle.deliveries.append(delivery)
             return
         self._waiting[delivery.message.key] = Bundle(route, [delivery])
+        self._call()
+
+    def _call(self) -> None:
+        """Find somebody who carries what waits: a session that idles, or a new one."""
         if not self._wake_idle(True) and self.wants_session:
             self._sites.want_session(self)
 
@@ -90,7 +95,7 @@ class Site:
 
     @property
     def wants_session(self) -> bool:
-        return self._sessions < self._allowed and len(self._waiting) > self._sessions - self._carrying
+        return self._sessions + self._parting < self._allowed and len(self._waiting) > self._sessions - self._carrying
 
     @property
     def busy(self) -> bool:
@@ -98,7 +103,7 @@ class Site:
 
     @property
     def forgettable(self) -> bool:
-        return not self._sessions and not self._waiting
+        return not self._sessions and not self._parting and not self._waiting
 
     def session_begins(self) -> None:
         self._sessions += 1
@@ -119,6 +124,7 @@ class Site:
                     lookahead.give_back()
                     await self._part_from(session)
                     session = None
+                    continue  # meanwhile another session may have taken what waited
                 if session is None:
                     if not self._waiting:
                         continue  # another session has taken it while the last one was ended
@@ -137,11 +143,15 @@ class Site:
         finally:
             lookahead.give_back()
             self._sessions -= 1
-            if session is not None:
-                await self._part_from(session)
-            self._sites.session_ended(self)
-            if self.wants_session:
-                self._sites.want_session(self)
+            self._parting += 1
+            try:
+                if session is not None:
+                    await self._part_from(session)
+            finally:
+                self._parting -= 1
+                self._sites.session_ended(self)
+                if self._waiting:
+                    self._call()
 
     def may_look_ahead(self, session: Session) -> bool:
         """Whether the next bundle may be bound to this session: there is work for all the sessions that there may be,
@@ -208,7 +218,7 @@ class Site:
         self._opening += 1
         try:
             targets = self._sites.router.targets(bundle.route, self._dialled)
-            self._dialled[targets[0].host] += 1
+            self._dialled.update(target.host for target in targets[:1])
             with self._sites.waiting_for_host():
                 opened = await open_session(self._sites.connector, targets)
         finally:

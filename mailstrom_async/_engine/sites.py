@@ -32,8 +32,13 @@ have one. As many connections as `Limits.connections` allows may be slow, beside
 
 
 class _Suspension(NamedTuple):
+    since: datetime
     until: datetime
     why: Unreachable
+
+    def holds(self, now: datetime) -> bool:
+        # A clock that was set back must not make it hold for longer.
+        return self.since <= now < self.until
 
 
 class Sites:
@@ -127,8 +132,8 @@ class Sites:
         Shorter than any retry, so that each of these is an attempt of its own.
         """
         now = self.settlement.now()
-        self._suspended = {other: held for other, held in self._suspended.items() if held.until > now}
-        self._suspended[key] = _Suspension(now + min(self.config.retry.base_delay / 2, LONGEST_SUSPENSION), why)
+        self._suspended = {other: held for other, held in self._suspended.items() if held.holds(now)}
+        self._suspended[key] = _Suspension(now, now + min(self.config.retry.base_delay / 2, LONGEST_SUSPENSION), why)
 
     def resume(self) -> None:
         """Somebody asked for attempts now: forget which sites were out of reach."""
@@ -175,7 +180,7 @@ class Sites:
                 self.settlement.settle_all(delivery, route)
             return
         suspension = self._suspended.get(route.site)
-        if suspension is not None and suspension.until > self.settlement.now():
+        if suspension is not None and suspension.holds(self.settlement.now()):
             for delivery in deliveries:
                 self.settlement.settle_all(delivery, suspension.why.outcome, contact=suspension.why.contact)
             return

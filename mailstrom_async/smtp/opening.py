@@ -260,7 +260,10 @@ class Opening:
         try:
             async with asyncio.timeout(seconds):
                 return await source()
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                raise  # we are cancelled, not something that the callable waited for
             # Only the kind of error: its text may hold what the token was asked for with.
             reason = f"the oauth_token callable of {self._target} raised {type(error).__name__}, so nobody could log in"
             raise self._error(Breakdown(Phase.AUTH, "local", reason)) from error

@@ -84,7 +84,10 @@ class SMTPSession:
         named = following() if following is not None else None
         if named is None or unfit(named[0], self._offers, self._target) is not None:
             return None
-        self._ahead = Envelope.write(*named, self._offers)
+        try:
+            self._ahead = Envelope.write(*named, self._offers)
+        except ValueError:
+            return None  # its own transaction will raise it, and this one is not to suffer from it
         return self._ahead
 
     async def quit(self) -> None:

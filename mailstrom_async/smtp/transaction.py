@@ -127,6 +127,7 @@ class Transaction:
         self._phase = Phase.MAIL
         self._envelope_until = math.inf
         self._unanswered = False  # the whole message is written, its reply is not here
+        self._sent = False  # the kernel has all of it; what is unsent then belongs to the next one
         self._reset_refused = False
         self._decided: dict[str, Refusal] = {}
         self._accepted: list[str] = []
@@ -173,7 +174,7 @@ class Transaction:
     @property
     def in_doubt(self) -> bool:
         """The server may have the whole message, and its reply to it did not come."""
-        return self._unanswered and not self._wire.unsent
+        return self._unanswered and (self._sent or not self._wire.unsent)
 
     def _before_mail(self, broken: Broken) -> bool:
         """The server had ended the session before it answered MAIL, by a 421 or without a word."""
@@ -286,27 +287,28 @@ class Transaction:
         view = memoryview(stuffed)
         self._wire.transcript.ours(f"({len(view)} bytes of content)")
         self._wire.expect()
+        written = False
         for start in range(0, len(view), CHUNK):
             if start:
                 await self._wire.drain(self._timeouts.block.total_seconds())
                 if self._wire.answered:
                     return False
-            if start + CHUNK < len(view):
-                self._wire.write(view[start : start + CHUNK])
-            else:
-                self._unanswered = self._end(view[start:])
+            written = self._wire.write(view[start : start + CHUNK])
+        self._unanswered = written
         if self._wire.unsent:
             await self._wire.drain(self._timeouts.block.total_seconds())
-        return not self._wire.unsent
+        self._sent = written and not self._wire.unsent
+        if self._sent:
+            self._send_next()
+        return not self._wire.unsent or self._sent
 
-    def _end(self, rest: memoryview) -> bool:
-        """Send the end of the content, with the next envelope behind it where that is possible: the end of the content
-        is the begin of another group (RFC 2920 section 3.1). Whether it could be written."""
+    def _send_next(self) -> None:
+        """Send the next envelope behind the end of the content, where that is possible: the end of the content is the
+        begin of another group (RFC 2920 section 3.1). Not before the kernel has the content, or nobody could tell any
+        more whether the server may have it."""
         following = self._write_next() if self._pipelining and not self._postponed else None
-        if following is None:
-            return self._wire.write(rest)
-        self._wire.expect(len(following.group))
-        return self._wire.write(b"".join([rest, *following.group]))
+        if following is not None:
+            self._wire.send(following.group)
 
     async def _ask(self, phase: Phase, command: bytes) -> Answer:
         """Send a command, unless it went out with its group, and wait for its reply."""
