@@ -14,6 +14,7 @@ PROJECT = Path(mailstrom_async.__file__).parents[1]
 SCRIPT = PROJECT / "tests/bench/crash.py"
 
 
+@pytest.mark.rule("C1", expected="nothing lost, no copy without an unknown outcome, no state backwards")
 @pytest.mark.timeout(120)
 async def test_nothing_is_lost_when_processes_are_killed():
     """Row C1, I1, I3, I4, I6, I10, I11: one, two and all four processes get SIGKILL while mail comes and goes."""

@@ -78,6 +78,7 @@ async def test_four_processes_have_one_queue(path):
         assert [await each.close() for each in (one, two, three)] == [0, 0, 0]
 
 
+@pytest.mark.rule("C1", expected="another process takes over by itself, and nothing is lost")
 async def test_when_the_owner_is_killed_another_one_goes_on(path):
     """Row C1: nobody has to do anything, and what it had accepted is there."""
     async with worker(path) as one, opened(path) as two:
@@ -123,6 +124,7 @@ async def test_when_all_are_killed_the_next_one_finds_everything(path):
         assert len(await three.recent(None, 10)) == 2
 
 
+@pytest.mark.rule("C23", expected="a fork keeps neither the lock nor the file")
 async def test_a_fork_of_a_dead_owner_is_not_taken_for_it(path):
     """Row C23: it has copies of the connections, which so don't break; but not of the lock."""
     async with worker(path) as one, opened(path) as two:

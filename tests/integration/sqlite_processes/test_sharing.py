@@ -17,6 +17,7 @@ from mailstrom_async.testing._contract.ground import NOW, email, states_of
 from .conftest import becomes, opened, role, scripted_owner
 
 
+@pytest.mark.rule("C13", expected="several processes over one file have one queue")
 async def test_what_one_accepts_all_know(owner, follower):
     """Row C13: accepted anywhere, a message is in the one queue that there is."""
     await follower.enqueue([email("followed@example.org")])
@@ -27,6 +28,7 @@ async def test_what_one_accepts_all_know(owner, follower):
     assert states_of(await follower.status("owned@example.org")) == {"ada@example.net": "queued"}
 
 
+@pytest.mark.rule("C13", expected="no message is attempted by two at once")
 async def test_only_the_owner_delivers(owner, follower):
     """Row C13, I15: a follower is given nothing to deliver, so no message is attempted twice at once."""
     await follower.enqueue([email()])

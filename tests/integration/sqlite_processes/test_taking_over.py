@@ -110,6 +110,7 @@ class _DiesBeforeItAnswers:
         return sending
 
 
+@pytest.mark.rule("C2", expected="a repeated call finds what the first one stored")
 async def test_an_answer_that_was_lost_is_no_duplicate(path):
     """The owner had stored it and died before it could say so: asked again, the next one finds it there."""
     storage = SQLiteStorage(path)
