@@ -152,6 +152,9 @@ def take_stock(world: World, path: Path, server: SMTPServer) -> None:
 
 @pytest.mark.timeout(60 + 10 * KILLS)
 @pytest.mark.parametrize("kills", [KILLS])
+@pytest.mark.rule(
+    "C1", "kill -9 at random moments of accepting and delivering: I1, I4, I6, I11, I16; restart without a manual step"
+)
 async def test_nothing_that_was_returned_is_lost_however_often_the_program_is_killed(kills: int, tmp_path: Path):
     """Row C1: invariants I1, I4, I6, I11 and I16 hold over all lives; restarting takes no manual step."""
     path = tmp_path / "mail.db"

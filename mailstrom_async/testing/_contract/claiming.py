@@ -203,6 +203,21 @@ class Claiming(Ground):
             assert states_of(await storage.status(ID)) == {ADA: "delivered"}
             assert counts_of(await storage.status(ID)) == [2]
 
+    async def test_a_claim_that_was_given_back_is_over(self) -> None:
+        """The number of the attempt is given to the next claim again, so it takes the owner to tell them apart."""
+        async with self.opened() as storage:
+            await storage.enqueue([email(), email("2"), email("3")])
+            old, *others = await claim(storage)
+            await storage.release([old], NOW)
+            (new,) = await claim(storage, [old.id], owner="two")
+            recorded = await storage.record([record_of(delivery, delivered()) for delivery in (old, *others)])
+
+            assert new.attempt == old.attempt
+            assert [one.accepted for one in recorded] == [False, True, True]
+            assert await storage.renew([old], LATER) == [old]
+            assert await storage.release([old], NOW) == []
+            assert states_of(await storage.status(ID)) == {ADA: "queued"}
+
     async def test_a_result_is_written_once(self) -> None:
         """Who records again, because it does not know whether the first time succeeded, changes nothing."""
         async with self.opened() as storage:

@@ -109,6 +109,7 @@ async def test_very_many_do_not_wait_for_one_commit(store: SQLiteStorage, path: 
     assert commits_in(wal) == between + 2
 
 
+@pytest.mark.rule("C25", "synchronous=FULL in WAL")
 async def test_the_writer_forces_every_commit_to_disk(store: SQLiteStorage):
     """Row C25: a write-ahead log with synchronous=FULL, and no checkpoint within somebody's commit."""
     settings = {
@@ -143,6 +144,7 @@ asyncio.run(main())
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+@pytest.mark.rule("C25", "strace: fdatasync between call and return")
 async def test_what_was_accepted_was_synced_before(path: Path, program: Program, tmp_path: Path):
     """Row C25: between the call of `enqueue` and its return the log is written and then synced."""
     trace = tmp_path / "trace"
@@ -179,6 +181,7 @@ async def plans(store: SQLiteStorage, run: Callable[[sqlite3.Connection], object
     return await ask(store, explain)
 
 
+@pytest.mark.rule("E1", "every statement of the queue uses an index")
 async def test_no_statement_of_the_queue_looks_at_what_it_does_not_return(store: SQLiteStorage):
     """Row E1: neither a scan nor a sort, so a million waiting deliveries cost the next one nothing."""
     for number in range(20):

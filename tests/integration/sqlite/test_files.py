@@ -67,6 +67,7 @@ async def test_an_empty_file_becomes_a_store_with_the_permissions_it_had(path: P
     [b"Dear diary,\n", b"\x00" * 4096, b"SQLite format 3\x00", b"x" * 100_000],
     ids=["short", "zeros", "header only", "long"],
 )
+@pytest.mark.rule("C9", "a foreign file is refused and not changed")
 async def test_a_file_that_is_no_database_is_left_alone(path: Path, content: bytes):
     """Row C9: refused, and not a byte of it is changed."""
     path.write_bytes(content)
@@ -74,6 +75,7 @@ async def test_a_file_that_is_no_database_is_left_alone(path: Path, content: byt
     assert "not a SQLite database" in await refused(path)
 
 
+@pytest.mark.rule("C9", "another program's database is refused and not changed")
 async def test_the_database_of_another_program_is_left_alone(path: Path):
     """Row C9: what is in it stays there."""
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
@@ -94,6 +96,7 @@ async def test_the_database_of_another_program_is_not_even_recovered(path: Path)
 
 
 @pytest.mark.parametrize("place", [100, 3000, 4096, 4 * 4096 + 10], ids=str)
+@pytest.mark.rule("C9", "a damaged file is refused and not changed")
 async def test_a_damaged_store_is_left_alone(path: Path, place: int):
     """Row C9: it is never recreated; what can be saved of it is still there to be saved."""
     storage = SQLiteStorage(path)
@@ -126,6 +129,7 @@ async def test_a_log_whose_file_is_missing_is_not_thrown_away(path: Path):
     assert path.with_name("mail.db-wal").read_bytes() == b"the mail of a day"
 
 
+@pytest.mark.rule("C27", "a newer version is refused")
 async def test_a_store_of_a_newer_version_is_left_alone(path: Path, monkeypatch: pytest.MonkeyPatch):
     """Row C27: never misread."""
     newer = (*_sqlite_schema.MIGRATIONS, ("ALTER TABLE messages ADD COLUMN priority INTEGER",))
@@ -138,6 +142,7 @@ async def test_a_store_of_a_newer_version_is_left_alone(path: Path, monkeypatch:
     assert f"of version {len(newer)}" in await refused(path)
 
 
+@pytest.mark.rule("C27", "an older version is migrated")
 async def test_a_store_of_an_older_version_is_brought_to_the_newest(path: Path, monkeypatch: pytest.MonkeyPatch):
     """Row C27: with all that it holds, and it is used on as if it had always been new."""
     storage = SQLiteStorage(path)
@@ -158,6 +163,7 @@ async def test_a_store_of_an_older_version_is_brought_to_the_newest(path: Path, 
         assert connection.execute("SELECT note, other FROM attempts").fetchall() == [(None, None)]
 
 
+@pytest.mark.rule("C27", "a migration that fails changes nothing")
 async def test_a_migration_that_fails_changes_nothing(path: Path, monkeypatch: pytest.MonkeyPatch):
     """Row C27: all the way, or not at all; the version that made the store goes on with it."""
     storage = SQLiteStorage(path)
@@ -177,6 +183,7 @@ async def test_a_migration_that_fails_changes_nothing(path: Path, monkeypatch: p
     await storage.aclose()
 
 
+@pytest.mark.rule("C8", "missing directory: open() fails with a clear error")
 async def test_a_missing_directory_is_named(tmp_path: Path):
     """Row C8: it is not made, for it may be a disk that is not mounted."""
     storage = SQLiteStorage(tmp_path / "missing" / "mail.db")
@@ -234,6 +241,7 @@ asyncio.run(main())
     [(0o444, 0o666, 0o777), (0o444, 0o444, 0o555), (0o666, 0o666, 0o555), (0o000, 0o666, 0o777)],
     ids=["file", "all", "directory", "unreadable"],
 )
+@pytest.mark.rule("C8", "read-only file or directory: open() fails with a clear error")
 async def test_a_store_that_may_not_be_written_says_what_to_do(
     tmp_path: Path, program: Program, file_mode: int, lock_mode: int, directory_mode: int
 ):

@@ -81,6 +81,7 @@ def in_child(store: SQLiteStorage, answers: "multiprocessing.Queue[str]") -> Non
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # a fork with threads is what is tested
+@pytest.mark.rule("C23", "fork after open: clear error; may open for itself")
 async def test_a_fork_may_not_use_what_its_parent_opened(store: SQLiteStorage):
     """Row C23: a clear error instead of two processes on one connection; it may open the store itself."""
     await store.enqueue([email()])
@@ -100,6 +101,7 @@ async def test_a_fork_may_not_use_what_its_parent_opened(store: SQLiteStorage):
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+@pytest.mark.rule("C23", "fork after open: no lock is kept")
 async def test_a_fork_does_not_keep_its_parents_lock(path: Path):
     """Row C23: the parent closes the store, and it is free, though the child lives on."""
     store = SQLiteStorage(path)
@@ -118,6 +120,7 @@ async def test_a_fork_does_not_keep_its_parents_lock(path: Path):
     assert child.exitcode == 0
 
 
+@pytest.mark.rule("C23", "second event loop: clear error")
 def test_a_second_event_loop_is_told_so(path: Path):
     """Row C23: it can close the store and open it for itself."""
     store = SQLiteStorage(path)
@@ -140,6 +143,7 @@ def test_a_second_event_loop_is_told_so(path: Path):
     asyncio.run(second())
 
 
+@pytest.mark.rule("C20", "cancellation while opening: nothing is left open")
 async def test_who_gives_up_opening_leaves_nothing_open(path: Path):
     """Row C20: at whatever moment; the same instance and others can open the store at once."""
     store = SQLiteStorage(path)
@@ -188,6 +192,7 @@ async def test_who_gives_up_closing_has_closed_it_all_the_same(path: Path):
     assert len(statuses) == 5
 
 
+@pytest.mark.rule("C20", "cancellation at each await: nothing is left behind")
 async def test_cancelled_operations_leave_nothing_behind(store: SQLiteStorage):
     """Row C20: at each moment of each operation; what is not begun is not done, and all others go on."""
     await store.enqueue([email(f"{number}") for number in range(6)])

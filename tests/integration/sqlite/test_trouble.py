@@ -46,6 +46,7 @@ async def limit_pages(store: SQLiteStorage, spare: int) -> None:
     await ask(store, limit)
 
 
+@pytest.mark.rule("C5", "disk full at accept: StorageError that names the remedy; nothing half stored")
 async def test_a_full_disk_refuses_what_does_not_fit_and_nothing_else(store: SQLiteStorage):
     """Row C5: the error names the remedy, nothing is half stored, and what fits is stored by the same commit."""
     await limit_pages(store, 20)
@@ -62,6 +63,7 @@ async def test_a_full_disk_refuses_what_does_not_fit_and_nothing_else(store: SQL
     assert states_of(await store.status("small 1")) == states_of(await store.status("small 2")) == {ADA: "queued"}
 
 
+@pytest.mark.rule("C6", "disk full at recording: the same result can be written once there is room")
 async def test_a_store_works_on_once_there_is_room_again(store: SQLiteStorage):
     """Rows C5 and C6: the same process, the same instance; results that could not be written can be now."""
     await store.enqueue([email(content=b"x" * 50_000)])
@@ -104,6 +106,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.rule("C7", "EFBIG: StorageError; the store works on and is whole")
 async def test_a_failing_write_is_an_error_and_the_store_works_on(path: Path, program: Program, query: Query):
     """Row C7: EFBIG, which the kernel gives to a write beyond RLIMIT_FSIZE; nothing half written is left."""
     said, trouble = program(TOO_LARGE, path).communicate(timeout=30)
@@ -114,6 +117,7 @@ async def test_a_failing_write_is_an_error_and_the_store_works_on(path: Path, pr
     assert query("PRAGMA integrity_check") == [("ok",)]
 
 
+@pytest.mark.rule("C10", "locked beyond the busy timeout: StorageError; works again afterwards")
 async def test_who_finds_the_file_locked_waits_and_is_told(path: Path, monkeypatch: pytest.MonkeyPatch):
     """Row C10: after the busy timeout an error with the remedy; reading goes on; later it works again."""
     monkeypatch.setattr(_sqlite_file, "BUSY_SECONDS", 0.1)
@@ -136,6 +140,7 @@ async def test_who_finds_the_file_locked_waits_and_is_told(path: Path, monkeypat
     await store.aclose()
 
 
+@pytest.mark.rule("C10", "locked within the busy timeout: only waits")
 async def test_who_finds_the_file_locked_for_a_moment_only_waits(store: SQLiteStorage, path: Path):
     """Row C10: within the busy timeout nobody hears of it."""
     with closing(sqlite3.connect(path, isolation_level=None)) as stranger:
@@ -163,6 +168,7 @@ async def test_who_finds_the_file_locked_for_a_moment_only_waits(store: SQLiteSt
     ],
 )
 @pytest.mark.parametrize("destinations", [3, 700])
+@pytest.mark.rule("C24", "a row that can't be decoded, a missing body: set aside, others go on")
 async def test_a_damaged_message_is_set_aside_and_the_others_go_on(
     path: Path, query: Query, damage: str, destinations: int, caplog: pytest.LogCaptureFixture
 ):
@@ -191,6 +197,7 @@ async def test_a_damaged_message_is_set_aside_and_the_others_go_on(
     await store.aclose()
 
 
+@pytest.mark.rule("C24", "its status: F local, with the reason")
 async def test_a_damaged_message_says_why_it_failed(store: SQLiteStorage, query: Query):
     """Row C24: its status names the trouble, with the cause "local"."""
     await store.enqueue([email(recipients=[ADA, EVE])])
@@ -261,6 +268,7 @@ async def test_a_reply_that_is_no_text_is_stored_as_well_as_it_goes(store: SQLit
     assert getattr(status.recipients[0].result, "reason", None) == "caf?"
 
 
+@pytest.mark.rule("D10", "lone surrogates: ValueError, others of the same commit are stored")
 async def test_an_address_that_is_no_text_is_refused(store: SQLiteStorage):
     """Row D10: a ValueError for its sender, and the others of the same commit are stored."""
     outcomes = await asyncio.gather(

@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Sequence
 from datetime import timedelta
 
+import pytest
+
 from mailstrom_async import MemoryStorage, PreparedEmail
 from mailstrom_async._engine.claims import Claims
 from mailstrom_async._engine.health import Health
@@ -16,6 +18,7 @@ from mailstrom_async.testing import ManualClock
 HOUR = timedelta(hours=1)
 
 
+@pytest.mark.rule("C16", "clock back: what is not due any more is claimed later")
 async def test_what_is_not_due_any_more_when_it_is_claimed_is_claimed_later() -> None:
     """Row C16: it waited in its line while the clock was set back; the store refuses it, and it is not forgotten."""
     clock, storage = ManualClock(), MemoryStorage()

@@ -3,6 +3,7 @@
 from collections import Counter, deque
 from datetime import UTC, datetime
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -71,6 +72,7 @@ def test_the_window_grows_with_success_and_halves_with_trouble():
     assert windows == [3, 4, 5, 5, 5, 2, 2]
 
 
+@pytest.mark.rule("E2", "a dead domain with 90% of the queue holds its window, others are served at once")
 def test_a_dead_destination_costs_the_healthy_ones_nothing():
     """Row E2: nine tenths of the queue are its, and its few claims never come back; all others are served at once."""
     lines = ReadyLines(Share(least=8, line=64))
@@ -182,6 +184,7 @@ def test_clearing_keeps_count_of_what_is_claimed():
     assert ids(lines.take(10, MUCH)) == [10]
 
 
+@pytest.mark.rule("E5", "1000 domains: nothing is kept of them")
 def test_nothing_is_kept_of_destinations_that_have_nothing():
     """Row E5: a million domains, one after another, leave no trace."""
     lines = ReadyLines(Share(least=2))

@@ -52,6 +52,7 @@ def test_nothing_waits_beyond_its_lifetime():
     assert next_due(RetryPolicy(), attempt=1, now=NOW + DAY, expires_at=expires_at, chance=0.5) == NOW + DAY
 
 
+@pytest.mark.rule("C16", "clock back 1 day: retries count from what it shows")
 def test_a_clock_that_was_set_back_makes_nobody_wait_a_day():
     """Row C16: the delay counts from what the clock shows now, whatever it showed before."""
     before = next_due(RetryPolicy(), attempt=1, now=NOW - DAY, expires_at=NOW + 5 * DAY, chance=0.5)
@@ -90,6 +91,7 @@ def test_a_delivery_expires_at_the_end_of_its_lifetime():
     assert not has_expired(delivery(1, 3, expires_at=NOW + timedelta(microseconds=1)), NOW)
 
 
+@pytest.mark.rule("C17", "clock forward 10 days: nobody expires unattempted")
 def test_nobody_expires_unattempted():
     """Row C17: not after ten days of standing still, and not by a clock that jumped."""
     assert not has_expired(delivery(0), NOW + 10 * DAY)
