@@ -1,5 +1,6 @@
 """One process at a time: an advisory lock on a file beside the store."""
 
+import errno
 import fcntl
 import os
 from collections.abc import Generator
@@ -47,6 +48,7 @@ def locked(path: Path) -> Generator[None, None, None]:
             raise StorageInUse(f"{path} is open in another process ({holder_of(path)})") from error
         except OSError as error:
             raise StorageError(f"{path} can't be locked: {error.strerror}; keep it on a local file system") from error
+        _admit_whoever_may_write(path, descriptor)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
         yield
@@ -58,15 +60,17 @@ def locked(path: Path) -> Generator[None, None, None]:
         os.close(descriptor)
 
 
-def is_locked(path: Path) -> bool:
-    """Whether somebody holds the lock just now."""
+def is_locked(path: Path) -> bool | None:
+    """Whether somebody holds the lock just now; None: there is no lock file."""
     try:
         descriptor = os.open(_lock_of(path), os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
-        return False
+    except OSError as error:
+        # Without a free descriptor we can't know, and nobody could take the lock in this process.
+        return True if error.errno in (errno.EMFILE, errno.ENFILE) else None
     try:
         # Shared, so that two who ask do not stand in each other's way.
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing does not unlock it if a child has a copy since this moment
     except BlockingIOError:
         return True
     except OSError:
@@ -82,6 +86,12 @@ def holder_of(path: Path) -> str:
         return _lock_of(path).read_text("ascii", "replace")[:20].strip() or "unknown"
     except OSError:
         return "unknown"
+
+
+def _admit_whoever_may_write(path: Path, descriptor: int) -> None:
+    """Who shares the file must be able to open its lock, too."""
+    if path.exists() and os.fstat(descriptor).st_uid == os.geteuid():
+        os.fchmod(descriptor, path.stat().st_mode & 0o666)
 
 
 def _lock_of(path: Path) -> Path:

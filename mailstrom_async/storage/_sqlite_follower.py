@@ -137,7 +137,7 @@ class Follower(asyncio.Protocol):
             self._transport.abort()
 
     def _look(self) -> None:
-        if not is_locked(self._path):
+        if is_locked(self._path) is False:  # not None: without its file nobody can tell, and the owner may well live
             self.hang_up()
             return
         oldest = min((waiting.since for waiting in self._pending.values()), default=None)

@@ -5,6 +5,7 @@ import logging
 import os
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from mailstrom_async.storage._file_lock import holder_of, is_locked
 from mailstrom_async.storage._file_system import refuse_network
 from mailstrom_async.storage._sqlite_follower import Follower, Unreachable
 from mailstrom_async.storage._sqlite_owner import Owner
+from mailstrom_async.storage._sqlite_socket import socket_of
 
 logger = logging.getLogger("mailstrom_async")
 
@@ -134,7 +136,7 @@ class Share:
         while True:
             pause = RETRY_SECONDS
             try:
-                if is_locked(self._path):
+                if await self._is_owned():
                     return await Follower.connect(self._path)
                 if self.loop.time() >= may_own_at:
                     return await self._own(self._now if until is not None else datetime.now(UTC) + self._ahead)
@@ -155,6 +157,16 @@ class Share:
             if until is not None and self.loop.time() >= until:
                 raise self._trouble
             await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - spreads, keeps no secret
+
+    async def _is_owned(self) -> bool:
+        """Whether somebody has the lock. If its file was removed, a new one proves nothing: whoever answers is the
+        owner still."""
+        locked = is_locked(self._path)
+        if locked is None and socket_of(self._path).exists():
+            with suppress(Unreachable):
+                (await Follower.connect(self._path)).hang_up()
+                return True
+        return bool(locked)
 
     async def _own(self, now: datetime) -> Owner:
         owner = Owner(self._path, now, wake=self._call_engine, delivers=self._delivers)

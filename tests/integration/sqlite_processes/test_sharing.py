@@ -125,7 +125,21 @@ async def test_who_may_write_the_file_may_share_it(path):
         pass
     path.chmod(0o660)
     async with opened(path):
-        assert stat.S_IMODE(socket_of(path).stat().st_mode) == 0o660
+        for beside in (socket_of(path), path.with_name("mail.db.lock")):
+            assert stat.S_IMODE(beside.stat().st_mode) == 0o660
+
+
+async def test_a_lock_file_that_somebody_removes_does_not_make_a_second_owner(path, monkeypatch):
+    """As a cleaning script may do: who follows stays with the owner, and who comes finds it."""
+    monkeypatch.setattr(_sqlite_follower, "LOOK_SECONDS", 0.01)
+    async with opened(path) as first, opened(path) as second:
+        path.with_name("mail.db.lock").unlink()
+        async with opened(path) as third:
+            looked = asyncio.Event()
+            asyncio.get_running_loop().call_later(0.05, looked.set)
+            await looked.wait()
+
+            assert [role(storage) for storage in (first, second, third)] == ["owner", "follower", "follower"]
 
 
 async def test_the_socket_goes_with_the_owner(path):
