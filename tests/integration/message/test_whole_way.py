@@ -6,6 +6,7 @@ from email.parser import BytesParser
 
 import dkim as dkimpy
 import pytest
+from fast_mail_parser import parse_email
 
 from mailstrom_async import Attachment, Config, DKIMKey, DKIMKeyError, Email, Mailstrom, MemoryStorage
 from mailstrom_async._message.dkim_keys import new_key
@@ -74,6 +75,22 @@ async def test_a_signed_letter_is_verified_where_it_arrives(internet):
     assert message.get_body(("plain",)).get_payload(decode=True).decode() == "Grüße\r\n.\r\n..\r\n"
     assert [part.get_filename() for part in message.iter_attachments()] == ["😀.pdf"]
     assert next(message.iter_attachments()).get_content() == b"%PDF\0\xff"
+
+
+async def test_two_parsers_that_share_no_code_find_the_same_parts(internet):
+    """The standard library's, and one in Rust."""
+    (content,), _ = await deliver(internet, Email(**LETTER), dkim=KEYS)
+    message = BytesParser(policy=policy.default).parsebytes(content)
+    other = parse_email(content)
+    files = [part for part in message.walk() if part.get_filename()]
+
+    assert other.subject == message["Subject"] == LETTER["subject"]
+    assert other.text_plain == [message.get_body(("plain",)).get_content()]
+    assert other.text_html == [message.get_body(("html",)).get_content()]
+    assert sorted((file.filename, file.mimetype, file.content) for file in other.attachments) == sorted(
+        (part.get_filename(), part.get_content_type(), part.get_content()) for part in files
+    )
+    assert {part.get_filename() for part in files} == {"😀.pdf", "logo.png"}
 
 
 async def test_the_unsubscribe_fields_are_signed(internet):

@@ -145,6 +145,7 @@ INVALID = {
     "localhost": "a@localhost",
     "below localhost": "a@b.localhost",
     "single label": "a@example",
+    "single label test": "a@test",
     "invalid": "a@example.invalid",
     "onion": "a@example.onion",
     "long local part": "a" * 65 + "@example.org",
@@ -171,6 +172,9 @@ INVALID = {
     "group in a group": "a: b: c@example.org;;",
     "ESMTP parameters": "a@example.org> SIZE=1",
     "only a name": "Ada",
+    "brackets in a name": "Ada [Sales] <a@example.org>",
+    "text behind the address": "<a@example.org> Ada",
+    "name behind a group": "Team: a@example.org; Ada",
     "only a comment": "(Ada)",
     "tab in the local part": '"a\tb"@example.org',
 }

@@ -12,6 +12,7 @@ from mailstrom_async._message.place import Place
 
 SUBJECT = Place("subject")
 NAMES = [
+    "two  blanks",
     'The "big" \\ Box, Inc. <x>',
     "Jörg Müller (Sales)",
     "O'Hara, Scarlett",
@@ -145,3 +146,8 @@ def test_a_name_that_is_none_is_refused(name):
 def test_a_name_that_is_one_is_taken(name):
     """RFC 5322 section 2.2."""
     check_name(Place("headers"), name)
+
+
+def test_a_field_may_be_empty():
+    """RFC 5322 allows it for what is unstructured."""
+    assert custom_field(Place("headers"), "X-Empty", " ") == "X-Empty: \r\n"
