@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from mailstrom_async._errors import InvalidEmail
@@ -111,11 +112,11 @@ def author_domain(fields: Sequence[tuple[str, bytes]]) -> str | None:
 
 def signature(fields: Sequence[tuple[str, bytes]], body_hash: bytes, signer: Signer, now: datetime) -> bytes:
     """One DKIM-Signature field with its line end."""
-    names = signed_names(fields)
+    names, listed = _signed_names(tuple(name for name, _ in fields))
     head = (
         f"DKIM-Signature: v=1; a={signer.algorithm}; c=relaxed/relaxed; d={signer.domain};\r\n"
         f" s={signer.selector}; t={int(now.timestamp())};\r\n"
-        f"{_folded_names(names)};\r\n"
+        f"{listed};\r\n"
         f" bh={body_hash.decode()};\r\n"
         " b="
     ).encode("ascii")
@@ -123,11 +124,22 @@ def signature(fields: Sequence[tuple[str, bytes]], body_hash: bytes, signer: Sig
     return head + b"\r\n ".join(octets[at : at + LINE] for at in range(0, len(octets), LINE)) + b"\r\n"
 
 
-def signed_names(fields: Sequence[tuple[str, bytes]]) -> list[str]:
-    """The names that h= lists, in its order."""
-    times = Counter(name for name, _ in fields)
+def signed_names(present: Sequence[str]) -> list[str]:
+    """The names that h= lists, in its order.
+
+    Args:
+        present: The names of all header fields, in lower case.
+    """
+    times = Counter(present)
     names = [name for name in ALWAYS for _ in range(times[name] + 1)]
     return names + [name for name in IF_PRESENT if times[name] for _ in range(times[name] + 1)]
+
+
+@lru_cache(maxsize=256)
+def _signed_names(present: tuple[str, ...]) -> tuple[Sequence[str], str]:
+    # The mails of an application have few sets of fields between them.
+    names = signed_names(present)
+    return names, _folded_names(names)
 
 
 def what_is_signed(fields: Sequence[tuple[str, bytes]], names: Sequence[str], head: bytes) -> bytes:
