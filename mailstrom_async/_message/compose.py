@@ -10,7 +10,6 @@ from mailstrom_async._email import Email
 from mailstrom_async._envelope import PreparedEmail
 from mailstrom_async._message import foreign
 from mailstrom_async._message.addresses import (
-    Address,
     Mailbox,
     mailboxes_of,
     read_addresses,
@@ -23,6 +22,11 @@ from mailstrom_async._message.mime import build
 from mailstrom_async._message.place import Place
 
 URL_LIMIT = 900
+
+FROM, SENDER, REPLY_TO = Place("from_"), Place("sender"), Place("reply_to")
+TO, CC, BCC, RECIPIENTS = Place("to"), Place("cc"), Place("bcc"), Place("recipients")
+SUBJECT, DATE, MESSAGE_ID = Place("subject"), Place("date"), Place("message_id")
+HEADERS = Place("headers")
 
 # What has a field of `Email`, or none at all because we write it: as a custom header it would be there twice.
 ELSEWHERE = {
@@ -103,9 +107,9 @@ def compose(email: Email | EmailMessage | bytes, envelope: Envelope, stamp: Stam
 
 def _reverse_path(envelope: Envelope, written: _Written) -> str:
     if envelope.sender is not None:
-        return read_bare(Place("sender"), envelope.sender).address if envelope.sender else ""
+        return read_bare(SENDER, envelope.sender).address if envelope.sender else ""
     if written.sender is None:
-        raise Place("sender").error("From names a group without members; give the address that bounces go to")
+        raise SENDER.error("From names a group without members; give the address that bounces go to")
     return written.sender.address
 
 
@@ -113,14 +117,13 @@ def _forward_paths(envelope: Envelope, written: _Written) -> list[Mailbox]:
     if envelope.recipients is None:
         recipients = _distinct(written.recipients)
         if not recipients:
-            raise Place("to").error("there is no recipient; name one in to, cc or bcc")
+            raise TO.error("there is no recipient; name one in to, cc or bcc")
         return recipients
-    place = Place("recipients")
     if isinstance(envelope.recipients, str):
-        raise place.error("must be a list of addresses, not a single text")
-    recipients = _distinct(read_bare(place, recipient) for recipient in envelope.recipients)
+        raise RECIPIENTS.error("must be a list of addresses, not a single text")
+    recipients = _distinct(read_bare(RECIPIENTS, recipient) for recipient in envelope.recipients)
     if not recipients:
-        raise place.error("is empty; name a recipient, or leave it out for To, Cc and Bcc")
+        raise RECIPIENTS.error("is empty; name a recipient, or leave it out for To, Cc and Bcc")
     return recipients
 
 
@@ -134,44 +137,36 @@ def _distinct(mailboxes: Iterable[Mailbox]) -> list[Mailbox]:
 
 def _write(email: Email, stamp: Stamp, message_size: int) -> _Written:
     _check_size(size_of(email), message_size)
-    authors = read_addresses(Place("from_"), email.from_)
+    authors = read_addresses(FROM, email.from_)
     if not authors:
-        raise Place("from_").error("names nobody; give the author's address")
-    sender = read_mailbox(Place("sender"), email.sender) if email.sender is not None else None
+        raise FROM.error("names nobody; give the author's address")
+    sender = read_mailbox(SENDER, email.sender) if email.sender is not None else None
     if len(authors) > 1 and sender is None:
-        raise Place("sender").error("is missing; several authors need one (RFC 5322 section 3.6.2)")
-    to, cc, bcc = (read_addresses(Place(name), value) for name, value in _recipient_fields(email))
-    reply_to = read_addresses(Place("reply_to"), email.reply_to)
-    senders: list[Address] = [sender] if sender is not None else []
-    message_id = check_id(Place("message_id"), email.message_id, stamp) if email.message_id else stamp.message_id
-    content = build(email, stamp.token)
-    fields = [
-        *(
-            address_field(name, addresses)
-            for name, addresses in (
-                ("From", authors),
-                ("Sender", senders),
-                ("Reply-To", reply_to),
-                ("To", to),
-                ("Cc", cc),
-            )
-            if addresses
-        ),
-        *([text_field(Place("subject"), "Subject", email.subject)] if email.subject else []),
-        f"Date: {format_date(Place('date'), email.date or stamp.now)}\r\n",
-        f"Message-ID: <{message_id}>\r\n",
-        *_threading(email),
-        *_unsubscribing(email),
-        *_custom_fields(email),
-        "MIME-Version: 1.0\r\n",
+        raise SENDER.error("is missing; several authors need one (RFC 5322 section 3.6.2)")
+    reply_to = read_addresses(REPLY_TO, email.reply_to)
+    to, cc, bcc = read_addresses(TO, email.to), read_addresses(CC, email.cc), read_addresses(BCC, email.bcc)
+    message_id = check_id(MESSAGE_ID, email.message_id, stamp) if email.message_id else stamp.message_id
+    fields = [address_field("From", authors)]
+    if sender is not None:
+        fields.append(address_field("Sender", [sender]))
+    fields += [
+        address_field(name, addresses)
+        for name, addresses in (("Reply-To", reply_to), ("To", to), ("Cc", cc))
+        if addresses
     ]
-    named = mailboxes_of([*authors, *senders, *reply_to, *to, *cc])
+    if email.subject:
+        fields.append(text_field(SUBJECT, "Subject", email.subject))
+    fields.append(f"Date: {format_date(DATE, email.date or stamp.now)}\r\nMessage-ID: <{message_id}>\r\n")
+    fields += _threading(email) + _unsubscribing(email) + _custom_fields(email)
+    fields.append("MIME-Version: 1.0\r\n")
+    recipients = list(mailboxes_of([*to, *cc, *bcc]))
+    header = "".join(fields)
     return _Written(
         message_id,
-        b"".join(("".join(fields).encode(), *content.pieces)),
+        b"".join((header.encode(), *build(email, stamp.token).pieces)),
         sender or next(iter(mailboxes_of(authors)), None),
-        list(mailboxes_of([*to, *cc, *bcc])),
-        not all(mailbox.local.isascii() for mailbox in named),
+        recipients,
+        not header.isascii(),
     )
 
 
@@ -179,10 +174,6 @@ def size_of(email: Email) -> int:
     """About how many bytes an email will have."""
     parts = sum(len(text) for text in (email.text, email.html, email.calendar) if text is not None)
     return parts + sum([len(attachment.content) * 4 // 3 for attachment in email.attachments])
-
-
-def _recipient_fields(email: Email) -> tuple[tuple[str, str | Sequence[str]], ...]:
-    return ("to", email.to), ("cc", email.cc), ("bcc", email.bcc)
 
 
 def _threading(email: Email) -> list[str]:
@@ -210,7 +201,7 @@ def _unsubscribing(email: Email) -> list[str]:
 
 
 def _custom_fields(email: Email) -> list[str]:
-    place, names, fields = Place("headers"), set[str](), list[str]()
+    place, names, fields = HEADERS, set[str](), list[str]()
     for name, value in email.headers.items():
         check_name(place, name)
         if (where := ELSEWHERE.get(name.lower())) is not None:
