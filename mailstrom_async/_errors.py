@@ -120,12 +120,13 @@ class ResolutionFailed(MailstromError):
     """A name could not be looked up now (SERVFAIL, timeout, refused, ...). Never a verdict on the name: try later.
 
     Attributes:
-        unreachable: No nameserver is there to be asked, so that other names fare no better.
+        answered: A nameserver answered, though not with what was asked. False: none did, and it may be that no name
+            at all can be looked up.
     """
 
-    def __init__(self, reason: str, *, unreachable: bool = False) -> None:
+    def __init__(self, reason: str, *, answered: bool = True) -> None:
         super().__init__(reason)
-        self.unreachable = unreachable
+        self.answered = answered
 
 
 class StorageError(MailstromError):

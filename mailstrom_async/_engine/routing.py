@@ -91,15 +91,17 @@ class Router:
 
     async def watch(self) -> None:
         """Look after the resolver, as long as this runs: ask it something at the start, so that one that is down shows
-        before the first mail does, and while it is ill, so that it is seen to recover even if no mail comes."""
+        before the first mail does; when a domain gets no answer, to know whose trouble that is; and while it is ill, so
+        that it is seen to recover even if no mail comes."""
         never = asyncio.Event()
         while True:
             try:
                 await self._ask_anything()
             except Exception:
                 logger.exception("the resolver failed unexpectedly")
-            await self._health.ill.wait()
-            await self._clock.wait(never, self._clock.now() + ASK_AGAIN)
+            await self._health.doubted.wait()
+            if self._health.ill:
+                await self._clock.wait(never, self._clock.now() + ASK_AGAIN)
 
     async def aclose(self) -> None:
         """End the lookups that nobody waits for any more."""
@@ -143,19 +145,19 @@ class Router:
         return "" if isinstance(self._config.delivery, RelayDelivery) else destination
 
     async def _ask_anything(self) -> None:
+        self._health.asking()
         if isinstance(self._config.delivery, RelayDelivery):
             await self.route("")
             return
-        name = self._config.helo_name
-        if name.startswith("["):
-            return
+        # RFC 6761 section 6.4: every resolver knows that there is no such name. A new one each time, or caches answer.
+        name = f"{self._chance.getrandbits(64):x}.invalid"
         try:
             async with asyncio.timeout(self._config.timeouts.dns.total_seconds()):
                 await self._resolver.mx(name)
         except ResolutionFailed as error:
-            self._health.failed(name, error)
+            self._health.failed("anything", error, vital=not error.answered)
         except TimeoutError:
-            self._health.failed(name, ResolutionFailed(f"looking up {name} took too long"))
+            self._health.failed("anything", ResolutionFailed(f"looking up {name} took too long"), vital=True)
         else:
             self._health.answered()
 
@@ -170,9 +172,8 @@ class Router:
         except ResolutionFailed as error:
             return self._failed(key, error)
         except TimeoutError:
-            return self._failed(
-                key, ResolutionFailed(f"looking up the mail exchangers of {key or 'the relay'} took too long")
-            )
+            reason = f"looking up the mail exchangers of {key or 'the relay'} took too long"
+            return self._failed(key, ResolutionFailed(reason, answered=False))
         self._health.answered()
         if ttl > NOT_AT_ALL:
             now = self._clock.now()

@@ -27,7 +27,8 @@ CHANNEL_LIFE = 60.0
 """Seconds. c-ares keeps answers by their TTL, but "no records of this type" for an hour, whatever the zone says (seen
 in 1.34.9), and offers no way to make it forget. Only a new channel does."""
 
-NODATA, NXDOMAIN, BAD_NAME, NOBODY_LISTENS = 1, 4, 8, 11
+NODATA, NXDOMAIN, BAD_NAME = 1, 4, 8
+REFUSED_CONNECTION, TIMEOUT, NO_SERVER = 11, 12, 26
 
 # RFC 1035 section 3.2.2, RFC 3596 section 2.1; those of pycares have no types.
 TYPE_A, TYPE_MX, TYPE_AAAA = 1, 15, 28
@@ -122,7 +123,7 @@ class AiodnsResolver:
                         return _Answer(ttl, answer.exists, answer.records)
                     asked = end
         except TimeoutError:
-            raise ResolutionFailed(f"looking up {what} took too long") from None
+            raise ResolutionFailed(f"looking up {what} took too long", answered=False) from None
 
     async def _ask(self, name: str, kind: Literal["MX", "A", "AAAA"], what: str) -> _Answer:
         channel = await self._fresh_channel()
@@ -134,7 +135,9 @@ class AiodnsResolver:
             if code in (NODATA, NXDOMAIN, BAD_NAME):
                 return _Answer(NEGATIVE_TTL, exists=code == NODATA)
             text = error.args[1] if len(error.args) > 1 else str(error)
-            raise ResolutionFailed(f"looking up {what} failed: {text}", unreachable=code == NOBODY_LISTENS) from error
+            raise ResolutionFailed(
+                f"looking up {what} failed: {text}", answered=code not in (REFUSED_CONNECTION, TIMEOUT, NO_SERVER)
+            ) from error
         finally:
             channel.lookups -= 1
             if channel in self._retired and not channel.lookups:

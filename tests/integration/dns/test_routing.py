@@ -1,6 +1,8 @@
 """The router: where destinations lead, how long that holds, and what it says about the resolver."""
 
 import asyncio
+import socket
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from ipaddress import ip_address
 from random import Random
@@ -13,8 +15,9 @@ from mailstrom_async._engine.routing import Router
 from mailstrom_async._policy.hosts import Route
 from mailstrom_async._status import Outcome
 from mailstrom_async.dns import AddressAnswer, MXAnswer
-from mailstrom_async.testing import Fault, Gate, Late, ManualClock, Records
+from mailstrom_async.testing import DNSServer, Fault, Gate, Late, ManualClock, Records
 
+SHORT = timedelta(seconds=0.2)
 HERE = ip_address("127.0.0.1")
 HERE_ONLY = DirectDelivery(allowed_networks=("127.0.0.0/8",))
 SECOND, MINUTE, DAY = timedelta(seconds=1), timedelta(minutes=1), timedelta(days=1)
@@ -286,22 +289,75 @@ async def test_sick_domains_are_not_a_sick_resolver(server, router, troubles):
     assert troubles[-1] is None
 
 
-async def test_a_resolver_is_asked_until_it_is_well_again(server, router, troubles, clock):
+async def test_a_resolver_is_asked_until_it_is_well_again(server, router, watched, troubles, clock):
     """Row B31: without any mail."""
-    server.records["app.example.org"] = Fault.SERVFAIL
     for name in "abc":
         server.records[f"sick-{name}.example"] = Fault.SERVFAIL
         await router.route(f"sick-{name}.example")
-    watching = asyncio.create_task(router.watch())
-    await clock.until_waiting()
-    assert troubles[-1] is not None
-    server.records.clear()
-    clock.advance(MINUTE)
+    server.records["invalid"] = {}
+    asked = len(server.queries)
+    async with watched(router):
+        await reported(troubles, well=True)
+    assert [question.name.rpartition(".")[2] for question in server.queries[asked:]] == ["invalid"]
+
+
+async def test_a_resolver_that_is_down_is_reported_before_any_mail(open_resolver, build, watched, troubles, clock):
+    """Row B31: whether it refuses the question or leaves it unanswered; and that it is well again is, too."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as mute:
+        mute.bind(("127.0.0.1", 0))
+        port = mute.getsockname()[1]
+        router = build(asks=await open_resolver(f"127.0.0.1:{port}", timeout=SHORT))
+        async with watched(router):
+            await reported(troubles, well=False)
+            mute.close()
+            del troubles[:]
+            await clock.until_waiting()
+            clock.advance(MINUTE)
+            await reported(troubles, well=False)
+            async with DNSServer(port=port):
+                await clock.until_waiting()
+                clock.advance(MINUTE)
+                await reported(troubles, well=True)
+
+
+async def test_a_mute_domain_raises_a_doubt_that_another_question_settles(
+    server, build, open_resolver, watched, troubles
+):
+    """One domain's nameservers do not answer, but the resolver does."""
+    server.records["mute.example"] = Fault.MUTE
+    router = build(asks=await open_resolver(timeout=SHORT))
+    async with watched(router):
+        await reported(troubles, well=True)
+        asked = len(server.queries)
+        assert (await router.route("mute.example")).state == "deferred"
+        async with asyncio.timeout(10):
+            while server.queries[-1].name == "mute.example":  # noqa: ASYNC110
+                await asyncio.sleep(0)
+        await reported(troubles, well=True)
+    assert {question.name for question in server.queries[asked:]} > {"mute.example"}
+    assert set(troubles) == {None}
+
+
+async def reported(troubles, *, well):
     async with asyncio.timeout(10):
-        while troubles[-1] is not None:  # noqa: ASYNC110
+        while not troubles or (troubles[-1] is None) is not well:  # noqa: ASYNC110
             await asyncio.sleep(0)
-    watching.cancel()
-    await asyncio.wait([watching])
+
+
+@pytest.fixture
+def watched():
+    """Has a router look after its resolver."""
+
+    @asynccontextmanager
+    async def watched(router):
+        watching = asyncio.create_task(router.watch())
+        try:
+            yield watching
+        finally:
+            watching.cancel()
+            await asyncio.wait([watching])
+
+    return watched
 
 
 class NoAnswer:
@@ -334,14 +390,17 @@ async def test_no_lookup_takes_longer_than_it_may(build):
     assert "example.net took too long" in outcome.reason
 
 
-async def test_a_resolver_that_breaks_does_not_end_the_watch(build, caplog):
-    """It is logged, and mail goes on to try."""
-    router = build(asks=NoAnswer(ValueError("broken")))
-    watching = asyncio.create_task(router.watch())
-    while not caplog.records:  # noqa: ASYNC110
-        await asyncio.sleep(0)
+async def test_a_resolver_that_waits_for_ever_is_reported(build, watched, troubles):
+    """Row B31: one of somebody else's, which has no timeouts of its own."""
+    async with watched(build(asks=NoAnswer(), timeouts=Timeouts(dns=timedelta(milliseconds=50)))):
+        await reported(troubles, well=False)
 
-    assert not watching.done()
+
+async def test_a_resolver_that_breaks_does_not_end_the_watch(build, watched, caplog):
+    """It is logged, and mail goes on to try."""
+    async with watched(build(asks=NoAnswer(ValueError("broken")))) as watching:
+        while not caplog.records:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+
+        assert not watching.done()
     assert "the resolver failed unexpectedly" in caplog.text
-    watching.cancel()
-    await asyncio.wait([watching])
