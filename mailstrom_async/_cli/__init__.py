@@ -84,6 +84,8 @@ def send(file: BinaryIO, database: Path, **options: Unpack[send_command.Options]
 
     Exits with 0 if all recipients have it, with 69 if one failed, and with 75 if one is deferred: it stays queued, and
     the next `send` with the same database goes on with it. Anything else means that nothing was queued.
+
+    If another program has the database open, that one delivers, with its own settings.
     """
     return asyncio.run(send_command.run(file.read(), database, options))
 
