@@ -7,6 +7,10 @@ from datetime import UTC, datetime
 import pytest
 
 import mailstrom_async
+import mailstrom_async.dns
+import mailstrom_async.smtp
+import mailstrom_async.storage
+import mailstrom_async.testing
 from mailstrom_async import (
     AlreadyQueued,
     Config,
@@ -23,6 +27,13 @@ from mailstrom_async import (
     StorageInUse,
 )
 
+PACKAGES = [
+    mailstrom_async,
+    mailstrom_async.dns,
+    mailstrom_async.smtp,
+    mailstrom_async.storage,
+    mailstrom_async.testing,
+]
 NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
 STATUS = MessageStatus(
     message_id="1@example.org",
@@ -46,20 +57,17 @@ ERRORS = [
 ]
 
 
-def test_all_is_what_is_public():
-    """What the package lists as public is what it holds without an underscore, its folders aside."""
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.__name__)
+def test_all_is_what_is_public(package):
+    """What a package lists as public is what it holds without an underscore, its modules aside; each name once."""
     public = {
         name
-        for name, value in vars(mailstrom_async).items()
+        for name, value in vars(package).items()
         if not name.startswith("_") and not isinstance(value, types.ModuleType)
     }
 
-    assert set(mailstrom_async.__all__) == public
-
-
-def test_no_name_is_listed_twice():
-    """A name stands in `__all__` once."""
-    assert len(mailstrom_async.__all__) == len(set(mailstrom_async.__all__))
+    assert set(package.__all__) == public
+    assert len(package.__all__) == len(public)
 
 
 @pytest.mark.parametrize("name", mailstrom_async.__all__)
