@@ -56,6 +56,16 @@ async def test_a_restart_under_load_loses_nothing_and_needs_no_help(
         await state(mailer, is_="running")
 
 
+async def test_nobody_notices_a_restart_while_nothing_is_done(storage: PostgresStorage, own_server: Server) -> None:
+    """Row C11: connections that broke while they were idle are not tried first."""
+    async with SMTPServer() as sink, Mailstrom(config(sink), storage, deliver=False) as mailer:
+        await asyncio.gather(*(mailer.send_email(email(number)) for number in range(10)))
+        await asyncio.to_thread(own_server.restart, "fast")
+        await asyncio.gather(*(mailer.send_email(email(number)) for number in range(10, 20)))
+
+        assert len(await mailer.query_recent()) == 20
+
+
 async def test_a_server_that_is_down_is_told_of_and_found_again(dsn: str, schema: str, own_server: Server) -> None:
     """Row C11: StorageError with the cause after `timeout`, the mailer "degraded", and all is well by itself later."""
     storage = PostgresStorage(dsn, schema=schema, timeout=timedelta(seconds=1))
