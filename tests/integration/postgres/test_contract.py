@@ -1,6 +1,7 @@
 """PostgresStorage keeps what `Storage` promises."""
 
 import pytest
+from _server import on_one_server
 
 from mailstrom_async.storage import Storage
 from mailstrom_async.storage.postgres import PostgresStorage
@@ -21,6 +22,7 @@ class TestPostgresStorage(StorageContract):
         return PostgresStorage(self.dsn, schema=self.schema)
 
 
+@on_one_server
 class TestThroughPgBouncer(TestPostgresStorage):
     """Nothing prepared on the server, nothing outside a transaction: what a PgBouncer in transaction mode demands."""
 

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import asyncpg
 from _mailers import config
+from _server import on_one_server
 
 from mailstrom_async.testing import SMTPServer
 
 PROJECT = Path(__file__).parents[3]
 
 
+@on_one_server
 async def test_an_order_that_is_rolled_back_sends_no_mail(dsn: str, schema: str) -> None:
     """One order and one mail are there in the end, both of the same transaction."""
     admin = await asyncpg.connect(dsn)

@@ -8,6 +8,7 @@ import asyncpg
 import psycopg
 import pytest
 from _mailers import arrived, config, email, eventually, message_id, recipient
+from _server import on_one_server
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
@@ -23,6 +24,8 @@ from mailstrom_async import (
 )
 from mailstrom_async.storage.postgres import PostgresStorage
 from mailstrom_async.testing import ManualClock, SMTPServer
+
+pytestmark = on_one_server
 
 
 class Caller:
