@@ -65,4 +65,4 @@ if [ ! -x "$exim/exim" ] && [ ! -x /usr/sbin/exim4 ]; then
   chmod 755 "$exim/exim"
 fi
 echo "Postfix: $(postconf -h mail_version 2>/dev/null || echo none)"
-[ ! -x "$exim/exim" ] || "$exim/exim" -bV | sed -n 1p
+if [ -x "$exim/exim" ]; then "$exim/exim" -bV 2>/dev/null | sed -n 1p || true; fi

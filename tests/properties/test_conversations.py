@@ -1,0 +1,191 @@
+"""Transactions against a server that says anything, in any pieces, at any time."""
+
+import asyncio
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import pytest
+import uvloop
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mailstrom_async._config import Timeouts
+from mailstrom_async._envelope import QueuedMessage
+from mailstrom_async._reply import Phase
+from mailstrom_async._status import TLSFacts
+from mailstrom_async.smtp import Target, TransactionResult
+from mailstrom_async.smtp.session import SMTPSession
+from mailstrom_async.smtp.transaction import Offers
+from mailstrom_async.smtp.transcript import Transcript
+from mailstrom_async.smtp.wire import Wire
+
+PATIENCE = 10
+RECIPIENTS = ("a@example.net", "b@example.net", "c@example.net")
+TARGET = Target("mx.example.net", ip_address("192.0.2.1"), 25, "none")
+NOW = datetime(2030, 1, 1, tzinfo=UTC)
+SHORT = timedelta(seconds=0.05)
+TIMEOUTS = Timeouts(command=SHORT, data=SHORT, block=SHORT, end_of_data=SHORT)
+
+
+class Line(asyncio.Transport):
+    """A transport without a network: keeps what is written, and takes it at once, or only so much of it."""
+
+    def __init__(self, takes: int | None) -> None:
+        super().__init__()
+        self.written = bytearray()
+        self.closing = False
+        self._takes = takes
+        self._protocol: Any = None
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self._protocol = protocol
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        return self._protocol
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        pass
+
+    def get_write_buffer_size(self) -> int:
+        return 0 if self._takes is None else max(0, len(self.written) - self._takes)
+
+    def write(self, data: Any) -> None:
+        assert not self.closing, "nothing is written to a connection that was dropped"
+        self.written += data
+        if self.get_write_buffer_size():
+            self._protocol.pause_writing()
+
+    def abort(self) -> None:
+        if not self.closing:
+            self.closing = True
+            asyncio.get_running_loop().call_soon(self._protocol.connection_lost, None)
+
+    def close(self) -> None:
+        raise AssertionError("close() would flush what is reported as not delivered")
+
+    # The server's side.
+
+    def arrive(self, data: bytes) -> None:
+        if not self.closing:
+            self._protocol.data_received(data)
+
+    def end(self) -> None:
+        if not self.closing:
+            self._protocol.eof_received()
+
+    @property
+    def dots(self) -> int:
+        """How many messages were sent whole."""
+        sent = self.written if self._takes is None else self.written[: self._takes]
+        return sent.count(b"\r\n.\r\n")
+
+
+class Step(NamedTuple):
+    """What the server does: waits for some rounds of the event loop, or until that much is written, and sends."""
+
+    rounds: int
+    data: bytes
+
+
+LINES = (
+    b"250 ok\r\n", b"250-2.1.0 a\r\n250 b\r\n", b"251 x\r\n", b"354 go\r\n", b"450 4.2.1 busy\r\n",
+    b"452 4.5.3 many\r\n", b"550 5.1.1 no\r\n", b"552 5.3.4 big\r\n", b"421 4.3.2 bye\r\n", b"250-", b"25",
+    b"0 ok\r\n", b"2500 x\r\n", b"\r\n", b"-", b" ", b"999 x\r\n", b"250\n", b"220 hello\r\n", b"\x00\xff",
+    b"550-a\r\n250 b\r\n",
+)  # fmt: skip
+CONVERSATION = [b"250 ok\r\n", b"250 ok\r\n", b"250 ok\r\n", b"250 ok\r\n", b"354 go\r\n", b"250 taken\r\n"]
+
+
+@st.composite
+def steps(draw: st.DrawFn) -> list[Step]:
+    """A conversation that begins well or not at all, with something wrong in it, cut into pieces."""
+    good = draw(st.integers(0, 2 * len(CONVERSATION)))
+    pieces = [
+        *(2 * CONVERSATION)[:good],
+        *draw(st.lists(st.one_of(st.sampled_from(LINES), st.binary(max_size=20)), max_size=8)),
+    ]
+    for _ in range(draw(st.integers(0, 2))):
+        if pieces:
+            pieces.insert(draw(st.integers(0, len(pieces))), draw(st.sampled_from(LINES)))
+    content = b"".join(pieces)
+    if draw(st.booleans()):
+        borders = sorted(draw(st.sets(st.integers(0, len(content)), max_size=12)) | {0, len(content)})
+        pieces = [content[start:end] for start, end in pairwise(borders)]
+    return [Step(draw(st.integers(0, 4)), piece) for piece in pieces]
+
+
+class Conversation:
+    """Two messages over one session, the second one's envelope perhaps behind the first one's content."""
+
+    def __init__(self, line: Line, offers: Offers, content: bytes) -> None:
+        self.line = line
+        self.session = SMTPSession(Wire(line, Transcript()), TARGET, TLSFacts(), offers, TIMEOUTS)
+        self.messages = [QueuedMessage(key, "1@x", "s@example.org", content, False, False, NOW, NOW) for key in (1, 2)]
+        self.results: list[TransactionResult] = []
+        self.yeses: list[int] = []  # for each message: lines of 2yz that ended after all of it was sent
+        self._text = b""
+
+    async def client(self) -> None:
+        first, second = self.messages
+        self.results.append(await self.session.transact(first, RECIPIENTS, lambda: (second, RECIPIENTS)))
+        self.results.append(await self.session.transact(second, RECIPIENTS))
+
+    async def server(self, steps: list[Step]) -> None:
+        for step in steps:
+            for _ in range(step.rounds):
+                await asyncio.sleep(0)
+            self._note(step.data)
+            self.line.arrive(step.data)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        self.line.end()
+
+    def _note(self, data: bytes) -> None:
+        self._text += data
+        *whole, self._text = self._text.split(b"\n")
+        yes = sum(re.match(rb"2\d\d( |\r|$)", line) is not None for line in whole)
+        for index in range(self.line.dots):
+            self.yeses[index : index + 1] = [(self.yeses[index] if index < len(self.yeses) else 0) + yes]
+
+
+async def talk(steps: list[Step], offers: Offers, content: bytes, takes: int | None) -> Conversation:
+    conversation = Conversation(Line(takes), offers, content)
+    async with asyncio.timeout(PATIENCE):
+        await asyncio.gather(conversation.client(), conversation.server(steps))
+    return conversation
+
+
+LOOPS: list[Callable[[], asyncio.AbstractEventLoop]] = [asyncio.new_event_loop, uvloop.new_event_loop]
+
+
+@pytest.mark.parametrize("new_loop", LOOPS, ids=["asyncio", "uvloop"])
+@given(
+    steps(),
+    st.sampled_from([Offers(), Offers(pipelining=True), Offers(pipelining=True, size=0)]),
+    st.sampled_from([b"Subject: x\r\n\r\nHello\r\n", b"x" * 70_000 + b"\r\n"]),
+    st.sampled_from([None, None, None, 20, 60_000]),
+)
+@settings(max_examples=300, deadline=None)
+def test_nothing_but_a_yes_to_the_dot_delivers(new_loop, steps, offers, content, takes):
+    """Whatever a server sends: no crash, no hang, an outcome for everybody, and no delivery that it did not confirm."""
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        conversation = runner.run(talk(steps, offers, content, takes))
+
+    for index, result in enumerate(conversation.results):
+        told = result.decided.keys() | set(result.postponed)
+        assert told == set(RECIPIENTS) or result.breakdown is not None
+        assert not result.untouched or not result.decided
+        taken = [r for r, (phase, reply) in result.decided.items() if phase == Phase.END_OF_DATA and reply.code < 300]
+        if taken:
+            assert sum(conversation.yeses[index : index + 1]) > 0, "there was no yes after the whole message was sent"
+        for phase, reply in result.decided.values():
+            assert reply.code >= 400 or phase == Phase.END_OF_DATA
+            assert reply.text.replace("\n", "").isprintable()
+    assert conversation.line.closing or conversation.session.usable
