@@ -1,4 +1,4 @@
-"""Postfix and Exim, each a private instance with a folder and a port of its own; what it takes it hands on to a sink."""
+"""Postfix and Exim, each a private instance with a folder and a port of its own; what it takes it passes to a sink."""
 
 import grp
 import os
