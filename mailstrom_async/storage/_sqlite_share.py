@@ -14,7 +14,6 @@ from mailstrom_async.storage._file_lock import holder_of, is_locked
 from mailstrom_async.storage._file_system import refuse_network
 from mailstrom_async.storage._sqlite_follower import Follower, Unreachable
 from mailstrom_async.storage._sqlite_owner import Owner
-from mailstrom_async.storage._sqlite_socket import socket_of
 
 logger = logging.getLogger("mailstrom_async")
 
@@ -162,7 +161,7 @@ class Share:
         """Whether somebody has the lock. If its file was removed, a new one proves nothing: whoever answers is the
         owner still."""
         locked = is_locked(self._path)
-        if locked is None and socket_of(self._path).exists():
+        if locked is None:
             with suppress(Unreachable):
                 (await Follower.connect(self._path)).hang_up()
                 return True
