@@ -46,6 +46,8 @@ LARGE = 256 * 1024
 """Bytes from which on composing is left to a thread: it would hold the event loop up."""
 CROWD = 500
 """Recipients from which on it is, too."""
+TURN = 100
+"""Mails composed in a row before the event loop has a turn."""
 PURGE_EVERY = timedelta(hours=1)
 LOOK_EVERY = timedelta(seconds=1)
 """How often `wait` reads the status in a store where another process may have recorded it."""
@@ -293,7 +295,12 @@ class Mailstrom:
     async def send_emails(self, emails: Sequence[AnyEmail], *, connection: object | None = None) -> list[str]:
         """Accept many emails in one commit: all or none. Arguments and errors are those of `send_email`."""
         self._check_home()
-        return await self._accept([await self._prepare(email, None, None, None, None) for email in emails], connection)
+        acceptances: list[Acceptance] = []
+        for email in list(emails):
+            acceptances.append(await self._prepare(email, None, None, None, None))
+            if len(acceptances) % TURN == 0:
+                await asyncio.sleep(0)  # others have their turn
+        return await self._accept(acceptances, connection)
 
     async def _prepare(
         self,
@@ -309,14 +316,18 @@ class Mailstrom:
         if expires_after is not None and expires_after <= timedelta(0):
             raise InvalidEmail("expires_after", "must be longer than nothing")
 
+        stamp = Stamp(now, self._tokens.next(), self._config.helo_name)
+
         def write() -> PreparedEmail:
-            stamp = Stamp(now, self._tokens.next(), self._config.helo_name)
-            envelope = Envelope(sender, recipients)
-            return compose(email, envelope, stamp, limits=self._config.limits)
+            return compose(email, Envelope(sender, recipients), stamp, limits=self._config.limits)
 
         prepared = await asyncio.to_thread(write) if _is_large(email) or len(recipients or ()) > CROWD else write()
         due_at = max(now, not_before) if not_before is not None else now
-        return Acceptance(prepared, now, due_at, due_at + (expires_after or self._config.retry.lifetime))
+        try:
+            expires_at = due_at + (expires_after or self._config.retry.lifetime)
+        except OverflowError:
+            raise InvalidEmail("expires_after", "ends behind the year 9999; give it less time") from None
+        return Acceptance(prepared, now, due_at, expires_at)
 
     async def _accept(self, acceptances: list[Acceptance], connection: object | None) -> list[str]:
         if not acceptances:

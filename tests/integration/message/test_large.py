@@ -7,7 +7,7 @@ from email.message import EmailMessage
 import pytest
 
 from mailstrom_async import Attachment, Config, DKIMKey, Email, Mailstrom, MemoryStorage
-from mailstrom_async._mailer import CROWD, LARGE
+from mailstrom_async._mailer import CROWD, LARGE, TURN
 from mailstrom_async._message.dkim_keys import new_key
 
 KEY = DKIMKey(domain="example.org", selector="s", private_key=new_key("ed25519").pem)
@@ -65,6 +65,21 @@ async def test_others_have_their_turn_while_a_large_mail_is_composed(mailer, ema
 async def test_a_small_mail_is_composed_at_once(mailer):
     """A thread would cost more than the work."""
     assert await turns_of_others(mailer.send_email(Email(from_="a@example.org", to="b@example.net", text="x"))) == 0
+
+
+async def test_others_have_their_turn_while_many_mails_are_composed(mailer):
+    """Each is small, but there are many."""
+    emails = [Email(from_="a@example.org", to="b@example.net", text="x")] * (3 * TURN)
+
+    assert await turns_of_others(mailer.send_emails(emails)) >= 3
+
+
+async def test_many_large_mails_at_once_have_message_ids_of_their_own(mailer):
+    """They are composed in threads, which must not draw from the same random text at the same time."""
+    emails = [Email(from_="a@example.org", to="b@example.net", text="x\n" * LARGE) for _ in range(20)]
+    message_ids = await asyncio.gather(*(mailer.send_email(email) for email in emails))
+
+    assert len(set(message_ids)) == len(emails)
 
 
 async def test_a_large_mail_takes_at_most_four_times_its_size():
