@@ -6,9 +6,7 @@ import os
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import replace
 from datetime import datetime, timedelta
-from email.message import EmailMessage
 from random import Random
 from types import TracebackType
 from typing import Literal, Self, TypeVar, overload
@@ -17,13 +15,12 @@ import anyio
 
 from mailstrom_async._clock import Clock, SystemClock
 from mailstrom_async._config import Config
-from mailstrom_async._email import Email
 from mailstrom_async._engine.broadcast import Broadcast
+from mailstrom_async._engine.composer import AnyEmail, Composer
 from mailstrom_async._engine.engine import Engine
 from mailstrom_async._engine.health import Health
-from mailstrom_async._engine.signing import SigningPool
 from mailstrom_async._envelope import PreparedEmail
-from mailstrom_async._errors import InvalidEmail, MailerStateError, MessageNotFound, StorageError, UnusableConnection
+from mailstrom_async._errors import MailerStateError, MessageNotFound, StorageError, UnusableConnection
 from mailstrom_async._events import (
     Event,
     EventsLost,
@@ -32,9 +29,7 @@ from mailstrom_async._events import (
     RecipientFailed,
     WorkerStatusChanged,
 )
-from mailstrom_async._message.compose import Envelope, compose, size_of
-from mailstrom_async._message.dkim_keys import load_signers
-from mailstrom_async._message.ids import Stamp
+from mailstrom_async._message.compose import Envelope
 from mailstrom_async._status import Attempt, Failed, MessageStatus, WorkerStatus
 from mailstrom_async.dns import AiodnsResolver, Resolver
 from mailstrom_async.smtp import SMTPConnector
@@ -42,17 +37,9 @@ from mailstrom_async.storage.base import Acceptance, Outbox, Storage
 
 logger = logging.getLogger("mailstrom_async")
 
-LARGE = 256 * 1024
-"""Bytes from which on composing is left to a thread: it would hold the event loop up."""
-CROWD = 500
-"""Recipients from which on it is, too."""
-TURN = 100
-"""Mails composed in a row before the event loop has a turn."""
 PURGE_EVERY = timedelta(hours=1)
 LOOK_EVERY = timedelta(seconds=1)
 """How often `wait` reads the status in a store where another process may have recorded it."""
-
-AnyEmail = Email | EmailMessage | bytes
 
 T = TypeVar("T")
 E = TypeVar("E", bound=Event)
@@ -92,9 +79,8 @@ class Mailstrom:
         self._health = Health(lambda status: self._broadcast.publish([WorkerStatusChanged(status=status)]))
         self._home: tuple[asyncio.AbstractEventLoop, int] | None = None
         self._engine: Engine | None = None
-        self._signing: SigningPool | None = None
         self._switch = asyncio.Lock()
-        self._tokens = _Tokens()
+        self._composer = Composer(config)
         self._purging: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
@@ -115,7 +101,6 @@ class Mailstrom:
             raise MailerStateError("the mailer is already open; leave it before entering it again")
         self._home = (asyncio.get_running_loop(), os.getpid())
         self._switch = asyncio.Lock()  # that of an earlier life may belong to another event loop
-        self._tokens = _Tokens()  # what was left of an earlier life is known to the forks of this process, too
         self._health.enter("starting")
         async with self._switch:
             await self._open()
@@ -123,20 +108,18 @@ class Mailstrom:
 
     async def _open(self) -> None:
         try:
-            signers = await asyncio.to_thread(load_signers, self._config.dkim) if self._config.dkim else []
-            await self._storage.open(self._clock.now())
-            try:
+            async with AsyncExitStack() as opened:
+                opened.push_async_callback(self._composer.aclose)
+                await self._composer.open()
+                await self._storage.open(self._clock.now())
+                opened.push_async_callback(self._storage.aclose)
                 self._storage.watch(self._changed_elsewhere)
                 await self._resolver.open()
-            except BaseException:
-                await self._storage.aclose()
-                raise
+                opened.pop_all()
         except BaseException:
             self._home = None
             self._health.enter("stopped")
             raise
-        if signers:
-            self._signing = SigningPool(signers)
         if self._config.retention is not None:
             self._purging = asyncio.create_task(self._purge_regularly(self._config.retention))
         if self._deliver:
@@ -179,9 +162,7 @@ class Mailstrom:
             closing.callback(self._forget_home)
             closing.push_async_callback(self._storage.aclose)
             closing.push_async_callback(self._resolver.aclose)
-            if self._signing is not None:
-                closing.push_async_callback(self._signing.aclose)
-                self._signing = None
+            closing.push_async_callback(self._composer.aclose)
             if self._purging is not None:
                 closing.push_async_callback(asyncio.wait, [self._purging])
                 self._purging.cancel()
@@ -289,51 +270,21 @@ class Mailstrom:
             MailerStateError: The mailer is not open.
         """
         self._check_home()
-        acceptance = await self._prepare(email, sender, recipients, not_before, expires_after)
+        envelope = Envelope(sender, recipients)
+        acceptance = await self._composer.prepare(
+            email, envelope, self._clock.now(), not_before=not_before, expires_after=expires_after
+        )
         return (await self._accept([acceptance], connection))[0]
 
     async def send_emails(self, emails: Sequence[AnyEmail], *, connection: object | None = None) -> list[str]:
         """Accept many emails in one commit: all or none. Arguments and errors are those of `send_email`."""
         self._check_home()
-        acceptances: list[Acceptance] = []
-        for email in list(emails):
-            acceptances.append(await self._prepare(email, None, None, None, None))
-            if len(acceptances) % TURN == 0:
-                await asyncio.sleep(0)  # others have their turn
-        return await self._accept(acceptances, connection)
-
-    async def _prepare(
-        self,
-        email: AnyEmail,
-        sender: str | None,
-        recipients: Sequence[str] | None,
-        not_before: datetime | None,
-        expires_after: timedelta | None,
-    ) -> Acceptance:
-        now = self._clock.now()
-        if not_before is not None and not_before.tzinfo is None:
-            raise InvalidEmail("not_before", "has no time zone; use an aware datetime")
-        if expires_after is not None and expires_after <= timedelta(0):
-            raise InvalidEmail("expires_after", "must be longer than nothing")
-
-        stamp = Stamp(now, self._tokens.next(), self._config.helo_name)
-
-        def write() -> PreparedEmail:
-            return compose(email, Envelope(sender, recipients), stamp, limits=self._config.limits)
-
-        prepared = await asyncio.to_thread(write) if _is_large(email) or len(recipients or ()) > CROWD else write()
-        due_at = max(now, not_before) if not_before is not None else now
-        try:
-            expires_at = due_at + (expires_after or self._config.retry.lifetime)
-        except OverflowError:
-            raise InvalidEmail("expires_after", "ends behind the year 9999; give it less time") from None
-        return Acceptance(prepared, now, due_at, expires_at)
+        return await self._accept(await self._composer.prepare_all(emails, self._clock.now()), connection)
 
     async def _accept(self, acceptances: list[Acceptance], connection: object | None) -> list[str]:
         if not acceptances:
             return []
-        if self._signing is not None:
-            acceptances = await _signed(acceptances, self._signing)
+        acceptances = await self._composer.sign(acceptances)
         message_ids = [acceptance.prepared.message_id for acceptance in acceptances]
         if connection is not None:
             # Whether it is queued will be known when the transaction ends; then the store calls `watch`'s wake.
@@ -480,43 +431,7 @@ class Mailstrom:
             raise MailerStateError("the mailer was opened on another event loop; use it there, or open it here")
 
 
-class _Tokens:
-    """Random texts nobody can guess. Asking the system for each would cost a system call and the interpreter's lock."""
-
-    _SIZE = 32
-    _AT_ONCE = 64
-
-    def __init__(self) -> None:
-        self._random = ""
-
-    def next(self) -> str:
-        if not self._random:
-            self._random = secrets.token_hex(self._SIZE // 2 * self._AT_ONCE)
-        token, self._random = self._random[: self._SIZE], self._random[self._SIZE :]
-        return token
-
-
 def _found(value: T | None, message_id: str, missing: str = "message") -> T:
     if value is None:
         raise MessageNotFound(message_id, missing)
     return value
-
-
-async def _signed(acceptances: Sequence[Acceptance], signing: SigningPool) -> list[Acceptance]:
-    contents = [acceptance.prepared.content for acceptance in acceptances]
-    signed = await signing.sign(contents, acceptances[0].queued_at)
-    return [
-        replace(acceptance, prepared=replace(acceptance.prepared, content=content))
-        for acceptance, content in zip(acceptances, signed, strict=True)
-    ]
-
-
-def _is_large(email: AnyEmail) -> bool:
-    if isinstance(email, bytes):
-        return len(email) > LARGE
-    if isinstance(email, Email):
-        named = [
-            len(names) // 16 if isinstance(names, str) else len(names) for names in (email.to, email.cc, email.bcc)
-        ]
-        return size_of(email) > LARGE or sum(named) > CROWD
-    return True

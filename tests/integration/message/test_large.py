@@ -7,7 +7,7 @@ from email.message import EmailMessage
 import pytest
 
 from mailstrom_async import Attachment, Config, DKIMKey, Email, Mailstrom, MemoryStorage
-from mailstrom_async._mailer import CROWD, LARGE, TURN
+from mailstrom_async._engine.composer import CROWD, LARGE, TURN
 from mailstrom_async._message.dkim_keys import new_key
 
 KEY = DKIMKey(domain="example.org", selector="s", private_key=new_key("ed25519").pem)

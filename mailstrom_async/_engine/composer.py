@@ -1,0 +1,132 @@
+"""From what callers hand in to what the store takes: composed, with its times, and signed."""
+
+import asyncio
+import secrets
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+from email.message import EmailMessage
+
+from mailstrom_async._config import Config
+from mailstrom_async._email import Email
+from mailstrom_async._engine.signing import SigningPool
+from mailstrom_async._envelope import PreparedEmail
+from mailstrom_async._errors import InvalidEmail
+from mailstrom_async._message.compose import Envelope, compose, size_of
+from mailstrom_async._message.dkim_keys import load_signers
+from mailstrom_async._message.ids import Stamp
+from mailstrom_async.storage.base import Acceptance
+
+LARGE = 256 * 1024
+"""Bytes from which on composing is left to a thread: it would hold the event loop up."""
+CROWD = 500
+"""Recipients from which on it is, too."""
+TURN = 100
+"""Mails composed in a row before the event loop has a turn."""
+
+AnyEmail = Email | EmailMessage | bytes
+
+
+class Composer:
+    """Composes and signs for one mailer, on the event loop on which it is opened."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._tokens = Tokens()
+        self._signing: SigningPool | None = None
+
+    def __repr__(self) -> str:
+        return f"<Composer [{len(self._config.dkim)} keys]>"
+
+    async def open(self) -> None:
+        """Raises DKIMKeyError."""
+        self._tokens = Tokens()  # what was left of an earlier life is known to the forks of this process, too
+        if self._config.dkim:
+            self._signing = SigningPool(await asyncio.to_thread(load_signers, self._config.dkim))
+
+    async def aclose(self) -> None:
+        """Whoever waits for a signature gets a MailerStateError."""
+        if self._signing is not None:
+            signing, self._signing = self._signing, None
+            await signing.aclose()
+
+    async def prepare(
+        self,
+        email: AnyEmail,
+        envelope: Envelope,
+        now: datetime,
+        *,
+        not_before: datetime | None = None,
+        expires_after: timedelta | None = None,
+    ) -> Acceptance:
+        """Compose one email; a large one in a thread.
+
+        Raises:
+            InvalidEmail: It, its envelope or its times can't be.
+        """
+        if not_before is not None and not_before.tzinfo is None:
+            raise InvalidEmail("not_before", "has no time zone; use an aware datetime")
+        if expires_after is not None and expires_after <= timedelta(0):
+            raise InvalidEmail("expires_after", "must be longer than nothing")
+        stamp = Stamp(now, self._tokens.next(), self._config.helo_name)
+
+        def write() -> PreparedEmail:
+            return compose(email, envelope, stamp, limits=self._config.limits)
+
+        prepared = await asyncio.to_thread(write) if _is_large(email, envelope) else write()
+        due_at = max(now, not_before) if not_before is not None else now
+        try:
+            expires_at = due_at + (expires_after or self._config.retry.lifetime)
+        except OverflowError:
+            raise InvalidEmail("expires_after", "ends behind the year 9999; give it less time") from None
+        return Acceptance(prepared, now, due_at, expires_at)
+
+    async def prepare_all(self, emails: Sequence[AnyEmail], now: datetime) -> list[Acceptance]:
+        """Compose many. Raises InvalidEmail."""
+        acceptances: list[Acceptance] = []
+        for email in tuple(emails):
+            acceptances.append(await self.prepare(email, Envelope(), now))
+            if len(acceptances) % TURN == 0:
+                await asyncio.sleep(0)  # others have their turn
+        return acceptances
+
+    async def sign(self, acceptances: list[Acceptance]) -> list[Acceptance]:
+        """The same with DKIM signatures, if there are keys. Raises MailerStateError."""
+        if self._signing is None:
+            return acceptances
+        contents = [acceptance.prepared.content for acceptance in acceptances]
+        signed = await self._signing.sign(contents, acceptances[0].queued_at)
+        return [
+            replace(acceptance, prepared=replace(acceptance.prepared, content=content))
+            for acceptance, content in zip(acceptances, signed, strict=True)
+        ]
+
+
+class Tokens:
+    """Random texts nobody can guess. Asking the system for each would cost a system call and the interpreter's lock.
+    For one thread only: two could draw the same."""
+
+    _SIZE = 32
+    _AT_ONCE = 64
+
+    def __init__(self) -> None:
+        self._random = ""
+
+    def next(self) -> str:
+        if not self._random:
+            self._random = secrets.token_hex(self._SIZE // 2 * self._AT_ONCE)
+        token, self._random = self._random[: self._SIZE], self._random[self._SIZE :]
+        return token
+
+
+def _is_large(email: AnyEmail, envelope: Envelope) -> bool:
+    if len(envelope.recipients or ()) > CROWD:
+        return True
+    if isinstance(email, bytes):
+        return len(email) > LARGE
+    if isinstance(email, Email):
+        named = [
+            len(names) // 16 if isinstance(names, str) else len(names) for names in (email.to, email.cc, email.bcc)
+        ]
+        return size_of(email) > LARGE or sum(named) > CROWD
+    return True
