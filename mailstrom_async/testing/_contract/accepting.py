@@ -138,6 +138,38 @@ class Accepting(Ground):
             assert len(refused) == 19
             assert len(await storage.upcoming(100)) == 1
 
+    async def test_many_that_are_accepted_at_the_same_time_are_each_stored_whole(self) -> None:
+        """However many calls share a commit: each with its recipients, its body, and its times."""
+        acceptances = [
+            email(
+                f"{number}",
+                [ADA, EVE, BOB][: 1 + number % 3],
+                written=["Ada", EVE, "Bob"][: 1 + number % 3],
+                sender=f"{number}@example.org" if number % 4 else "",
+                content=bytes([number]) * number,
+                queued_at=NOW + number * INSTANT,
+                due_at=NOW + HOUR + number * INSTANT,
+            )
+            for number in range(20)
+        ]
+        async with self.opened() as storage:
+            dues = await asyncio.gather(*(storage.enqueue([acceptance]) for acceptance in acceptances))
+            for number, acceptance in enumerate(acceptances):
+                status = await storage.status(f"{number}")
+
+                assert await storage.prepared(f"{number}") == acceptance.prepared
+                assert status is not None
+                assert status.queued_at == acceptance.queued_at
+                assert tuple(recipient.recipient for recipient in status.recipients) == acceptance.prepared.written
+                assert {(due.due_at, due.size) for due in dues[number]} == {(acceptance.due_at, number)}
+            entries = await storage.upcoming(100)
+            deliveries = await claim(storage, now=NOW + 2 * HOUR)
+
+            assert sorted(entries) == sorted(due for call in dues for due in call)
+            assert {(one.message.message_id, one.message.content) for one in deliveries} == {
+                (one.prepared.message_id, one.prepared.content) for one in acceptances
+            }
+
     async def test_a_full_queue_refuses_the_whole_call(self) -> None:
         """Exactly `queue_size` messages may be unfinished; what was refused leaves nothing behind."""
         async with self.opened() as storage:

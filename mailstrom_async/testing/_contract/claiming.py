@@ -192,14 +192,16 @@ class Claiming(Ground):
     async def test_an_owner_is_fenced_off_from_its_own_newer_claim(self) -> None:
         """Row C15: a program that stalled beyond its lease and claimed anew: its old attempt's result is refused."""
         async with self.opened() as storage:
-            await storage.enqueue([email(), email("2"), email("3")])
+            await storage.enqueue([email(), email("2"), email("3"), email("4")])
             old, *others = await claim(storage)
             (new,) = await claim(storage, [old.id], now=LATER)
-            records = [record_of(delivery, delivered()) for delivery in (*others, new)]
-            recorded = await storage.record([record_of(old, deferred(NOW), NOW), *records])
+            late = record_of(old, deferred(NOW), NOW)
+            recorded = await storage.record([late, *(record_of(other, delivered()) for other in others[:2])])
+            both = await storage.record([late, record_of(new, delivered()), record_of(others[2], delivered())])
 
-            assert [one.accepted for one in recorded] == [False, True, True, True]
-            assert recorded[-1].results == {ADA: delivered()}
+            assert [one.accepted for one in recorded] == [False, True, True]
+            assert [one.accepted for one in both] == [False, True, True]
+            assert both[1].results == {ADA: delivered()}
             assert states_of(await storage.status(ID)) == {ADA: "delivered"}
             assert counts_of(await storage.status(ID)) == [2]
 

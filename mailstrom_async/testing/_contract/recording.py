@@ -3,6 +3,7 @@
 from datetime import timedelta
 
 from mailstrom_async._envelope import PendingRecipient
+from mailstrom_async._errors import QueueFull
 from mailstrom_async._reply import Reply
 from mailstrom_async._status import Attempt, Deferred, Failed, Outcome, TLSFacts
 from mailstrom_async.storage.base import Record
@@ -27,6 +28,7 @@ from mailstrom_async.testing._contract.ground import (
     email,
     failed,
     ids_of,
+    raises,
     record_of,
     reply,
     states_of,
@@ -106,15 +108,59 @@ class Recording(Ground):
             assert [one.completed for one in recorded] == [True, False, True]
             assert await storage.record([]) == []
 
+    async def test_many_results_are_written_at_once_each_to_its_own(self) -> None:
+        """Delivered, deferred, failed, some of a message completed by two records of the same call, some not at all."""
+        again = NOW + HOUR
+        async with self.opened() as storage:
+            await storage.enqueue([email(f"{number}", [ADA, BOB, EVE]) for number in range(6)], queue_size=6)
+            claims = await claim(storage)
+            records: list[Record] = []
+            for delivery in claims:
+                kind = int(delivery.message.message_id)
+                results: dict[str, Result] = {recipient.address: delivered() for recipient in delivery.recipients}
+                if kind % 3 == 1 and ADA in results:
+                    results[ADA] = deferred(again)
+                if kind % 3 == 2:
+                    results = dict.fromkeys(results, failed())
+                if kind < 5 or ADA in results:
+                    due_at = again if any(result.state == "deferred" for result in results.values()) else None
+                    records.append(record_of(delivery, results, due_at))
+            recorded = await storage.record(records)
+            statuses = [await storage.status(f"{number}") for number in range(6)]
+            bodies = [await storage.prepared(f"{number}") is not None for number in range(6)]
+
+            assert all(one.accepted for one in recorded)
+            assert [dict(one.results) for one in recorded] == [dict(record.results) for record in records]
+            assert sum(one.completed for one in recorded) == 3
+            assert [[recipient.result.state for recipient in status.recipients] for status in statuses if status] == [
+                ["delivered"] * 3,
+                ["deferred", "delivered", "delivered"],
+                ["failed"] * 3,
+                ["delivered"] * 3,
+                ["deferred", "delivered", "delivered"],
+                ["failed", "failed", "queued"],
+            ]
+            assert bodies == [False, True, False, False, True, True]
+            assert [len(await storage.attempts(f"{number}") or ()) for number in range(6)] == [2, 2, 2, 2, 2, 1]
+            assert sorted(due for one in recorded if (due := one.due) is not None) == sorted(
+                entry for entry in await storage.upcoming(100) if entry.due_at == again
+            )
+            await storage.enqueue([email(f"new {number}") for number in range(3)], queue_size=6)
+            with raises(QueueFull):
+                await storage.enqueue([email("one too many")], queue_size=6)
+
     async def test_an_end_without_an_attempt_counts_none(self) -> None:
         """A delivery that expired while it waited: its recipients fail, and no attempt is noted."""
         expired = Failed(cause="expired", enhanced="4.4.7", reason="its time is over", failed_at=NOW)
         async with self.opened() as storage:
-            await storage.enqueue([email()])
-            (recorded,) = await storage.record([Record(await claim_one(storage), {ADA: expired}, None, None)])
+            await storage.enqueue([email(), email("2"), email("3")])
+            delivery, *others = await claim(storage)
+            rest = [record_of(other, delivered()) for other in others]
+            recorded, *_ = await storage.record([Record(delivery, {ADA: expired}, None, None), *rest])
             status = await storage.status(ID)
 
             assert recorded.completed
+            assert counts_of(await storage.status("2")) == [1]
             assert status is not None
             assert status.recipients[0].result == expired
             assert counts_of(status) == [0]
@@ -219,11 +265,12 @@ class Recording(Ground):
     async def test_a_message_cancelled_during_its_attempt_is_not_attempted_again(self) -> None:
         """Deferred becomes failed with cause "cancelled", and who recorded it is told so."""
         async with self.opened() as storage:
-            await storage.enqueue([email(recipients=[ADA, BOB])])
-            delivery = await claim_one(storage)
+            await storage.enqueue([email(recipients=[ADA, BOB]), email("2"), email("3")])
+            delivery, *others = await claim(storage)
             await storage.cancel(ID, NOW)
             results: dict[str, Result] = {ADA: deferred(NOW + HOUR), BOB: failed()}
-            (recorded,) = await storage.record([record_of(delivery, results, NOW + HOUR)])
+            rest = [record_of(other, delivered()) for other in others]
+            recorded, *_ = await storage.record([record_of(delivery, results, NOW + HOUR), *rest])
             status = await storage.status(ID)
 
             assert (recorded.accepted, recorded.completed, recorded.due) == (True, True, None)
