@@ -1,0 +1,65 @@
+"""A mailer that is closed without grace at any moment of its deliveries."""
+
+import asyncio
+from collections import Counter
+from datetime import timedelta
+from itertools import count
+
+import pytest
+
+from mailstrom_async import MemoryStorage
+
+from .conftest import MINUTE, completed, email
+
+NOBODY = "nobody@example.net"
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio"),
+        pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"),
+    ]
+)
+def anyio_backend(request):
+    """Which event loop the test runs on."""
+    return request.param
+
+
+@pytest.mark.rule("C21", "never V at the server and D at us without the acknowledgement window; nothing left behind")
+async def test_closing_at_any_moment_loses_and_doubles_nothing(build, server, clock):
+    """Row C21: the next mailer delivers the rest. Second copies exist only of what was said to be in doubt."""
+    server.script[f"RCPT TO:<{NOBODY}>"] = "550 5.1.1 no such person"
+    before = asyncio.all_tasks()
+    for rounds in count():
+        storage = MemoryStorage()
+        async with build(storage, deliver=False) as mailer:
+            ids = await mailer.send_emails([email(["ada@example.net", NOBODY]) for _ in range(3)])
+        begun = len(server.messages)
+        async with build(storage) as mailer:
+            for _ in range(rounds):
+                await asyncio.sleep(0)
+            done = all([(await mailer.query_status(message_id)).completed for message_id in ids])
+            await mailer.aclose(grace=timedelta(0))
+        await _all_closed(server)
+        assert asyncio.all_tasks() == before
+
+        async with build(storage) as mailer:
+            for message_id in ids:
+                status = await completed(mailer, message_id, clock, MINUTE)
+                assert [recipient.result.state for recipient in status.recipients] == ["delivered", "failed"]
+            attempts = {message_id: await mailer.query_attempts(message_id) for message_id in ids}
+        copies = Counter(message.email["Message-ID"].strip("<>") for message in server.messages[begun:])
+        for message_id in ids:
+            causes = [outcome.cause for attempt in attempts[message_id] for outcome in attempt.outcome.values()]
+            assert copies[message_id] <= 1 + causes.count("outcome_unknown")
+            assert copies[message_id] >= 1
+        if done:
+            break
+
+    assert rounds > 10
+
+
+async def _all_closed(server) -> None:
+    async with asyncio.timeout(10):
+        while not all(record.closed for record in server.sessions):  # noqa: ASYNC110
+            await asyncio.sleep(0)
