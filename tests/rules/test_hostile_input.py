@@ -7,7 +7,18 @@ from email.parser import BytesParser
 
 import pytest
 
-from mailstrom_async import Attachment, Config, Email, InvalidEmail, Limits, Mailstrom, MemoryStorage
+from mailstrom_async import (
+    AlreadyQueued,
+    Attachment,
+    Config,
+    Email,
+    InvalidEmail,
+    Limits,
+    Mailstrom,
+    MemoryStorage,
+    MessageNotFound,
+    SQLiteStorage,
+)
 
 LINE_BREAKS = ["\r", "\n", "\r\n", "\r\nBcc: evil@example.net"]
 OTHER_ENDS = ["\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029"]
@@ -44,11 +55,11 @@ def with_text_in(field: str, text: str) -> Email:
     return email(**{field: f"a {text} b"})
 
 
-async def refused(mailer: Mailstrom, message, **envelope) -> InvalidEmail:
-    """The error, after which nothing is stored."""
+async def refused(mailer: Mailstrom, message, *, expected: int = 0, **envelope) -> InvalidEmail:
+    """The error, after which no more is stored than before."""
     with pytest.raises(InvalidEmail) as caught:
         await mailer.send_email(message, **envelope)
-    assert await mailer.query_recent() == []
+    assert len(await mailer.query_recent()) == expected
     return caught.value
 
 
@@ -456,6 +467,37 @@ async def test_a_message_id_with_more_in_it_is_refused(mailer, message_id):
     assert (await refused(mailer, email(message_id=message_id))).field == "message_id"
 
 
+@pytest.mark.rule("D25", expected="one that was accepted before: AlreadyQueued, and the first is untouched")
+async def test_a_message_id_is_taken_once(mailer):
+    """Row D25: an idempotency key, not a way to overwrite."""
+    message_id = await mailer.send_email(email(message_id="order-4711@example.org"))
+    with pytest.raises(AlreadyQueued):
+        await mailer.send_email(email(message_id="order-4711@example.org", to="eve@example.com"))
+
+    (status,) = await mailer.query_recent()
+    assert status.message_id == message_id
+    assert [recipient.address for recipient in status.recipients] == ["ada@example.net"]
+
+
+@pytest.mark.rule("D26", expected="MessageNotFound, in short")
+@pytest.mark.parametrize("durable", [False, True], ids=["memory", "SQLite"])
+@pytest.mark.parametrize(
+    "message_id", ["", "' OR 1=1 --", "%", "a\0b", "\ud800", "x" * 1_000_000, "<a@b>", "a@b\r\nc", "\x1b[31m", "🎉"]
+)
+async def test_an_id_that_is_none_is_unknown(tmp_path, durable, message_id):
+    """Row D26: nothing of it gets into a statement, and not much of it into the error."""
+    storage = SQLiteStorage(tmp_path / "mail.db") if durable else MemoryStorage()
+    async with Mailstrom(Config(helo_name="mail.example.org"), storage, deliver=False) as mailer:
+        await mailer.send_email(email())
+        for ask in (mailer.query_status, mailer.query_attempts, mailer.query_prepared, mailer.cancel, mailer.retry_now):
+            with pytest.raises(MessageNotFound) as unknown:
+                await ask(message_id)
+
+            assert len(str(unknown.value)) < 1500
+            assert str(unknown.value).isprintable()
+        assert len(await mailer.query_recent()) == 1
+
+
 @pytest.mark.rule("D27", expected="double From refused")
 async def test_a_second_author_field_is_refused(mailer):
     """Row D27: one reader would show the one, another reader the other."""
@@ -478,3 +520,13 @@ async def test_secrets_are_in_no_exception(mailer):
     ]
 
     assert all("secret" not in f"{error} {error!r} {error.__cause__!r}" for error in errors)
+
+
+@pytest.mark.rule("D28", expected="absent from logs")
+async def test_secrets_are_in_no_log(mailer, caplog):
+    """Row D28: whatever the level."""
+    caplog.set_level("DEBUG")
+    await mailer.send_email(email(bcc="secret@example.net", text="secret", headers={"X-Secret": "secret"}))
+    await refused(mailer, email(bcc="secret@@example.net"), expected=1)
+
+    assert "secret" not in caplog.text

@@ -185,3 +185,16 @@ async def test_a_local_part_beyond_ascii_arrives_where_it_may():
     assert status.succeeded
     assert "To: jörg@example.net\r\n".encode() in content
     assert net.exchangers["mx.example.net"].messages[0].recipients == ("jörg@example.net",)
+
+
+@pytest.mark.rule("D18", expected="one transaction")
+@pytest.mark.parametrize("end", ["\n.\n", "\n.\r\n", "\r\n.\n", "\r.\r", "\r\n.\r\n"])
+async def test_a_smuggled_mail_stays_inside(internet, end):
+    """Row D18: what looks like the end of the content is content."""
+    attack = f"a{end}MAIL FROM:<x@example.org>\r\nRCPT TO:<y@example.net>\r\nDATA\r\nFrom: z\r\n\r\nevil{end}"
+    (content,), _ = await deliver(internet, Email(from_="a@example.org", to="b@example.net", text=attack))
+
+    lines = content.split(b"\r\n")
+    assert not any(b"\r" in line or b"\n" in line for line in lines)
+    assert b"MAIL FROM:<x@example.org>" in lines
+    assert not internet.exchangers["mx.example.net"].violations
