@@ -164,7 +164,8 @@ async def test_closing_ends_lookups(server, router, caplog):
     await gate.reached()
     waiting.cancel()
     await asyncio.wait([waiting])
-    await router.aclose()
+    async with asyncio.timeout(10):  # less than the lookup may take
+        await router.aclose()
 
     assert len(asyncio.all_tasks()) == len([task for task in asyncio.all_tasks() if not task.done()])
     assert router._lookups == {}
