@@ -310,7 +310,7 @@ async def test_closing_ends_the_lookups_under_way(server, resolver, caplog):
     await resolver.aclose()
 
     for lookup in lookups:
-        with pytest.raises(ResolutionFailed, match="(?i)cancel"):
+        with pytest.raises(ResolutionFailed, match=r"(?i)cancel"):
             await lookup
     assert caplog.records == []
 

@@ -324,7 +324,8 @@ async def test_a_resolver_that_is_down_is_reported_before_any_mail(open_resolver
 async def test_a_mute_domain_raises_a_doubt_that_another_question_settles(
     server, build, open_resolver, watched, troubles
 ):
-    """One domain's nameservers do not answer, but the resolver does."""
+    """One domain's nameservers do not answer, but the resolver does, and not from a memory of its own."""
+    server.ttl = 300
     server.records["mute.example"] = Fault.MUTE
     router = build(asks=await open_resolver(timeout=SHORT))
     async with watched(router):
@@ -336,6 +337,7 @@ async def test_a_mute_domain_raises_a_doubt_that_another_question_settles(
                 await asyncio.sleep(0)
         await reported(troubles, well=True)
     assert {question.name for question in server.queries[asked:]} > {"mute.example"}
+    assert len({question.name for question in server.queries if question.name.endswith(".invalid")}) == 2
     assert set(troubles) == {None}
 
 
