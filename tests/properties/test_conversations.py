@@ -189,3 +189,91 @@ def test_nothing_but_a_yes_to_the_dot_delivers(new_loop, steps, offers, content,
             assert reply.code >= 400 or phase == Phase.END_OF_DATA
             assert reply.text.replace("\n", "").isprintable()
     assert conversation.line.closing or conversation.session.usable
+
+
+class Replies(NamedTuple):
+    """What an honest server answers to one message: a code for MAIL, for each RCPT, for DATA and for the dot."""
+
+    mail: int
+    rcpt: tuple[int, ...]
+    data: int
+    dot: int
+
+    @property
+    def outcome(self) -> tuple[dict[str, tuple[Phase, int]], set[str]]:
+        """What has to be decided for whom, and who is postponed."""
+        if self.mail >= 400:
+            return dict.fromkeys(RECIPIENTS, (Phase.MAIL, self.mail)), set()
+        decided: dict[str, tuple[Phase, int]] = {}
+        accepted: list[str] = []
+        postponed: set[str] = set()
+        for recipient, code in zip(RECIPIENTS, self.rcpt, strict=True):
+            if code < 400:
+                accepted.append(recipient)
+            elif code == 452 and accepted:
+                postponed.add(recipient)
+            else:
+                decided[recipient] = (Phase.RCPT, code)
+        final = (Phase.DATA, self.data) if self.data >= 400 else (Phase.END_OF_DATA, self.dot)
+        return {**decided, **dict.fromkeys(accepted, final)}, postponed
+
+
+codes = st.builds(
+    Replies,
+    st.sampled_from([250, 250, 250, 250, 451, 550]),
+    st.tuples(*[st.sampled_from([250, 251, 450, 452, 550])] * len(RECIPIENTS)),
+    st.sampled_from([354, 354, 354, 354, 451, 554]),
+    st.sampled_from([250, 250, 252, 451, 554]),
+)
+
+
+async def honest_server(line: Line, messages: tuple[Replies, Replies], size: int) -> None:
+    """Answer each command as it comes, in pieces of `size` bytes."""
+    read, number, rcpt, in_content = 0, -1, 0, False
+    outgoing = bytearray()
+    while not line.closing:
+        heard = bytes(line.written)
+        end = b"\r\n.\r\n" if in_content and not heard.startswith(b".\r\n", read) else b"\r\n"
+        while (found := heard.find(end, read)) >= 0:
+            command, read = heard[read:found], found + len(end)
+            code = 250
+            if in_content:
+                code, in_content = messages[number].dot, False
+            elif command.startswith(b"MAIL"):
+                number, rcpt = number + 1, 0
+                code = messages[number].mail
+            elif command.startswith(b"RCPT"):
+                code, rcpt = messages[number].rcpt[rcpt], rcpt + 1
+            elif command == b"DATA":
+                code = messages[number].data
+                in_content = code == 354
+            outgoing += b"%d-one\r\n%d two\r\n" % (code, code)
+            end = b"\r\n.\r\n" if in_content and not heard.startswith(b".\r\n", read) else b"\r\n"
+        if outgoing:
+            piece, outgoing = bytes(outgoing[:size]), outgoing[size:]
+            line.arrive(piece)
+        await asyncio.sleep(0)
+
+
+async def talk_honestly(messages: tuple[Replies, Replies], offers: Offers, size: int) -> Conversation:
+    conversation = Conversation(Line(None), offers, b"Subject: x\r\n\r\nHello\r\n")
+    conversation.session = SMTPSession(conversation.session._wire, TARGET, TLSFacts(), offers, Timeouts())
+    serving = asyncio.create_task(honest_server(conversation.line, messages, size))
+    async with asyncio.timeout(PATIENCE):
+        await conversation.client()
+    serving.cancel()
+    return conversation
+
+
+@given(st.tuples(codes, codes), st.sampled_from([Offers(), Offers(pipelining=True)]), st.integers(1, 200))
+@settings(max_examples=300, deadline=None)
+def test_every_reply_decides_for_whom_it_answers(messages, offers, size):
+    """An honest server, whatever mixture of replies and in what pieces: each recipient of both messages gets its own."""
+    with asyncio.Runner() as runner:
+        conversation = runner.run(talk_honestly(messages, offers, size))
+
+    for result, replies in zip(conversation.results, messages, strict=True):
+        decided = {recipient: (phase, reply.code) for recipient, (phase, reply) in result.decided.items()}
+        assert (decided, set(result.postponed)) == replies.outcome
+        assert result.breakdown is None
+    assert conversation.session.usable
