@@ -268,7 +268,7 @@ async def talk_honestly(messages: tuple[Replies, Replies], offers: Offers, size:
 @given(st.tuples(codes, codes), st.sampled_from([Offers(), Offers(pipelining=True)]), st.integers(1, 200))
 @settings(max_examples=300, deadline=None)
 def test_every_reply_decides_for_whom_it_answers(messages, offers, size):
-    """An honest server, whatever mixture of replies and in what pieces: each recipient of both messages gets its own."""
+    """An honest server, any mixture of replies, in any pieces: each recipient of both messages gets its own."""
     with asyncio.Runner() as runner:
         conversation = runner.run(talk_honestly(messages, offers, size))
 
