@@ -153,7 +153,7 @@ class Accepting(Ground):
             for number in range(20)
         ]
         async with self.opened() as storage:
-            dues = await asyncio.gather(*(storage.enqueue([acceptance]) for acceptance in acceptances))
+            await asyncio.gather(*(storage.enqueue([acceptance]) for acceptance in acceptances))
             for number, acceptance in enumerate(acceptances):
                 status = await storage.status(f"{number}")
 
@@ -161,11 +161,14 @@ class Accepting(Ground):
                 assert status is not None
                 assert status.queued_at == acceptance.queued_at
                 assert tuple(recipient.recipient for recipient in status.recipients) == acceptance.prepared.written
-                assert {(due.due_at, due.size) for due in dues[number]} == {(acceptance.due_at, number)}
             entries = await storage.upcoming(100)
             deliveries = await claim(storage, now=NOW + 2 * HOUR)
 
-            assert sorted(entries) == sorted(due for call in dues for due in call)
+            assert sorted((entry.due_at, entry.destination, entry.size) for entry in entries) == sorted(
+                (acceptance.due_at, destination, number)
+                for number, acceptance in enumerate(acceptances)
+                for destination in {address.partition("@")[2] for address in acceptance.prepared.recipients}
+            )
             assert {(one.message.message_id, one.message.content) for one in deliveries} == {
                 (one.prepared.message_id, one.prepared.content) for one in acceptances
             }
