@@ -95,13 +95,13 @@ class Address:
                 statement_cache_size=self.statement_cache_size,
                 server_settings={"application_name": "mailstrom_async"},
             )
-        except DRIVER_ERRORS as error:
-            raise storage_error(self.name, error) from error
         except ValueError as error:
             # It quotes what it can't make out, which may be the password.
             raise StorageError(
                 "the DSN of PostgresStorage can't be read: write postgresql://user:password@host:port/database"
             ) from error
+        except DRIVER_ERRORS as error:
+            raise storage_error(self.name, error) from error
 
 
 class Session:

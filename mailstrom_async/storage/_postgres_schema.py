@@ -102,6 +102,13 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (_VERSION_1,)
 
 _LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('mailstrom_async ' || $1, 0))"
 
+# By a query, which sees what others committed while we waited for the lock; to_regclass may still remember that there
+# was nothing.
+_TABLES = """
+    SELECT relname FROM pg_class JOIN pg_namespace AS n ON n.oid = relnamespace
+    WHERE nspname = $1 AND relname = ANY($2::text[]) ORDER BY relname
+"""
+
 _SURROUNDINGS = """
     SELECT current_setting('server_version_num')::integer, current_setting('server_version'),
         current_setting('server_encoding'), current_setting('synchronous_commit'),
@@ -172,29 +179,24 @@ async def _check_server(session: Session) -> None:
 
 async def _version(session: Session) -> int:
     """The version of the tables; 0: there are none."""
-    [(table,)] = await session.fetch("SELECT to_regclass('mailstrom.schema_version')::text")
-    if table is None:
+    if not await session.fetch(_TABLES, session.schema, ["schema_version"]):
         return 0
     rows = await session.fetch("SELECT version FROM mailstrom.schema_version")
     if len(rows) != 1:
         raise StorageIncompatible(
-            f"{table} in {session.name} should hold one version and holds {len(rows)}: it is another program's, or "
-            "damaged; it was left as it is: restore it, or use another schema"
+            f"{session.schema}.schema_version in {session.name} should hold one version and holds {len(rows)}: it is "
+            "another program's, or damaged; it was left as it is: restore it, or use another schema"
         )
     return int(rows[0][0])
 
 
 async def _check_free(session: Session) -> None:
     """Make the schema if it is not there; if it is, none of our tables may be in it."""
-    [(number,)] = await session.fetch("SELECT to_regnamespace($1)::oid", session.schema)
-    if number is None:
+    if not await session.fetch("SELECT FROM pg_namespace WHERE nspname = $1", session.schema):
         await session.execute(f"CREATE SCHEMA {session.schema}")
         return
-    taken = await session.fetch(
-        "SELECT relname FROM pg_class WHERE relnamespace = $1 AND relname = ANY($2::text[])",
-        number,
-        ["messages", "contents", "deliveries", "recipients", "attempts"],
-    )
+    ours = ["messages", "contents", "deliveries", "recipients", "attempts"]
+    taken = await session.fetch(_TABLES, session.schema, ours)
     if taken:
         raise StorageIncompatible(
             f"the schema {session.schema} in {session.name} holds another program's table {taken[0][0]}; it was left "

@@ -1,0 +1,135 @@
+"""Opening: what makes the tables, what is refused, and with which words."""
+
+import asyncio
+import os
+from datetime import UTC, datetime, timedelta
+
+import asyncpg
+import pytest
+
+from mailstrom_async import MailerStateError, StorageError, StorageIncompatible
+from mailstrom_async.storage.postgres import PostgresStorage
+
+NOW = datetime(2030, 1, 1, tzinfo=UTC)
+
+
+async def run(dsn: str, *statements: str) -> list[asyncpg.Record]:
+    """Run statements; returns the rows of the last."""
+    connection = await asyncpg.connect(dsn)
+    try:
+        return [await connection.fetch(statement) for statement in statements][-1]
+    finally:
+        await connection.close()
+
+
+async def test_many_processes_may_open_a_new_store_at_once(dsn: str, schema: str) -> None:
+    """One of them makes the tables, under an advisory lock."""
+    stores = [PostgresStorage(dsn, schema=schema) for _ in range(8)]
+    await asyncio.gather(*(store.open(NOW) for store in stores))
+    versions = await run(dsn, f"SELECT version FROM {schema}.schema_version")
+    await asyncio.gather(*(store.aclose() for store in stores))
+
+    assert [row[0] for row in versions] == [1]
+
+
+async def test_another_programs_tables_are_left_alone(dsn: str, schema: str, storage: PostgresStorage) -> None:
+    """Row C9: the schema has a table of a name that we need."""
+    await run(dsn, f"CREATE SCHEMA {schema}", f"CREATE TABLE {schema}.messages (theirs text)")
+    with pytest.raises(StorageIncompatible, match=rf"schema {schema}.*another program's table messages.*left as it is"):
+        await storage.open(NOW)
+
+    tables = await run(dsn, f"SELECT tablename FROM pg_tables WHERE schemaname = '{schema}'")
+    assert [row[0] for row in tables] == ["messages"]
+
+
+async def test_a_store_of_a_newer_version_is_left_alone(dsn: str, schema: str, storage: PostgresStorage) -> None:
+    """Row C27."""
+    await storage.open(NOW)
+    await storage.aclose()
+    await run(dsn, f"UPDATE {schema}.schema_version SET version = 99")
+
+    with pytest.raises(StorageIncompatible, match="version 99, and this library knows up to 1"):
+        await storage.open(NOW)
+
+
+async def test_a_schema_that_was_made_beforehand_is_used(dsn: str, schema: str, storage: PostgresStorage) -> None:
+    """By an administrator, for a role that may not make one."""
+    await run(dsn, f"CREATE SCHEMA {schema}")
+    await storage.open(NOW)
+
+    assert await storage.upcoming(10) == []
+    await storage.aclose()
+
+
+async def test_a_role_that_makes_accepting_unsafe_is_refused(dsn: str, schema: str) -> None:
+    """Row C25: synchronous_commit off means that what was acknowledged can be lost."""
+    role = f"hasty_{schema}"
+    await run(dsn, f"CREATE ROLE {role} LOGIN SUPERUSER", f"ALTER ROLE {role} SET synchronous_commit = off")
+    try:
+        storage = PostgresStorage(f"postgresql://{role}@{dsn.rpartition('@')[2]}", schema=schema)
+        with pytest.raises(StorageError, match=r"synchronous_commit off.*ALTER ROLE"):
+            await storage.open(NOW)
+    finally:
+        await run(dsn, f"DROP ROLE {role}")
+
+
+async def test_a_role_without_rights_is_told_what_it_lacks(dsn: str, schema: str) -> None:
+    """And the store is not half made."""
+    role = f"poor_{schema}"
+    await run(dsn, f"CREATE ROLE {role} LOGIN")
+    try:
+        storage = PostgresStorage(f"postgresql://{role}@{dsn.rpartition('@')[2]}", schema=schema)
+        with pytest.raises(StorageError, match=r"permission denied.*grant the role"):
+            await storage.open(NOW)
+    finally:
+        await run(dsn, f"DROP ROLE {role}")
+
+    assert await run(dsn, f"SELECT FROM pg_namespace WHERE nspname = '{schema}'") == []
+
+
+@pytest.mark.parametrize(
+    ("dsn_", "words"),
+    [
+        ("postgresql://u:secret@127.0.0.1:1/shop", r"PostgreSQL 127.0.0.1:1/shop can't be reached"),
+        ("postgresql://u:secret@127.0.0.1:x/shop", "write postgresql://user:password@host:port/database"),
+        ("mysql://u:secret@127.0.0.1/shop", "write postgresql://user:password@host:port/database"),
+    ],
+)
+async def test_what_can_not_be_reached_is_named_without_its_password(dsn_: str, words: str) -> None:
+    """At once after `timeout`, with the cause."""
+    storage = PostgresStorage(dsn_, timeout=timedelta(milliseconds=200))
+    with pytest.raises(StorageError, match=words) as caught:
+        await storage.open(NOW)
+
+    assert "secret" not in str(caught.value) + repr(storage)
+
+
+async def test_a_missing_database_is_named(dsn: str) -> None:
+    """With the remedy."""
+    with pytest.raises(StorageError, match=r"nowhere.*create the database"):
+        await PostgresStorage(dsn.rpartition("/")[0] + "/nowhere").open(NOW)
+
+
+@pytest.mark.parametrize("schema_", ["", "Mail", "pg_mail", "a b", 'x"; DROP', "x" * 51])
+def test_a_schema_needs_a_plain_name(schema_: str) -> None:
+    """It stands in every statement, so it must need no quotes."""
+    with pytest.raises(ValueError, match="can't be the schema"):
+        PostgresStorage("postgresql://localhost/shop", schema=schema_)
+
+
+async def test_a_fork_is_told_to_open_a_store_of_its_own(storage: PostgresStorage) -> None:
+    """Row C23: a connection must not be used by two processes."""
+    await storage.open(NOW)
+    try:
+        child = os.fork()
+        if child == 0:
+            try:
+                storage._usable()
+            except MailerStateError:
+                os._exit(7)
+            os._exit(1)
+        _, status = await asyncio.to_thread(os.waitpid, child, 0)
+
+        assert os.waitstatus_to_exitcode(status) == 7
+    finally:
+        await storage.aclose()
