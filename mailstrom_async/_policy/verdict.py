@@ -10,7 +10,8 @@ from mailstrom_async._status import Cause, Outcome
 State = Literal["delivered", "deferred", "failed"]
 
 # What a refusal for good (5yz) at each point concerns. Before MAIL it concerns us, the host or our login rather than
-# the recipient: another host, or a later day, may see it differently, so it is never a bounce (as in Postfix).
+# the recipient: another host, or a later day, may see it differently, so it is never a bounce (as in Postfix). That
+# holds for a greeting of 521, too ("does not accept mail", RFC 7504): the record that leads there may be mended.
 REFUSED_FOR_GOOD: Mapping[Phase, State] = MappingProxyType(
     {
         Phase.CONNECT: "deferred",

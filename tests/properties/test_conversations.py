@@ -21,7 +21,7 @@ from mailstrom_async.smtp import Target, TransactionResult
 from mailstrom_async.smtp.session import SMTPSession
 from mailstrom_async.smtp.transaction import Offers
 from mailstrom_async.smtp.transcript import Transcript
-from mailstrom_async.smtp.wire import Wire
+from mailstrom_async.smtp.wire import Broken, Wire
 
 PATIENCE = 10
 RECIPIENTS = ("a@example.net", "b@example.net", "c@example.net")
@@ -71,6 +71,14 @@ class Line(asyncio.Transport):
         raise AssertionError("close() would flush what is reported as not delivered")
 
     # The server's side.
+
+    def take(self, more: int) -> None:
+        """Take so many bytes more of what is written."""
+        if self._takes is not None:
+            self._takes += more
+            if not self.get_write_buffer_size():
+                self._takes = None
+                self._protocol.resume_writing()
 
     def arrive(self, data: bytes) -> None:
         if not self.closing:
@@ -277,3 +285,38 @@ def test_every_reply_decides_for_whom_it_answers(messages, offers, size):
         assert (decided, set(result.postponed)) == replies.outcome
         assert result.breakdown is None
     assert conversation.session.usable
+
+
+async def test_what_moves_is_not_cut_off():
+    """Row A40: each step comes in time, all of them take four times as long as nothing may move."""
+    line = Line(takes=0)
+    wire = Wire(line, Transcript())
+    wire.write(bytes(1000))
+    loop = asyncio.get_running_loop()
+    for step in range(1, 11):
+        loop.call_later(0.02 * step, line.take, 100)
+    async with asyncio.timeout(PATIENCE):
+        await wire.drain(0.05)
+
+    assert not wire.unsent
+
+
+async def test_what_does_not_move_is_cut_off():
+    """Row A40: nothing was taken for the whole time."""
+    line = Line(takes=0)
+    wire = Wire(line, Transcript())
+    wire.write(bytes(1000))
+    async with asyncio.timeout(PATIENCE):
+        with pytest.raises(Broken, match="took nothing of the message"):
+            await wire.drain(0.05)
+
+
+async def test_a_half_closed_line_is_dropped_at_once():
+    """Row A64: what waits to be sent must not get out any more, as it will be reported as not delivered."""
+    line = Line(takes=0)
+    wire = Wire(line, Transcript())
+    wire.write(b"end of the content\r\n.\r\n")
+    line.end()
+
+    assert line.closing
+    assert not wire.usable

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from base64 import b64encode
 from contextlib import asynccontextmanager
 
 import pytest
@@ -97,6 +98,9 @@ async def test_a59_quit_is_not_waited_for(world, extensions):
     assert [record.quit for record in exchanger.sessions] == [True, True]
 
 
+PASSWORDS = (b"secret", b"\0app\0secret")  # as LOGIN and PLAIN write it
+
+
 @asynccontextmanager
 async def relay(world, authority, script=None, **server):
     """A relay that demands a login, and the settings for it."""
@@ -128,9 +132,12 @@ async def test_a60_a_refused_login_defers_and_is_loud(world, authority, caplog):
                 server.script["AUTH"] = None
                 assert await mail.attempted_again() == {A: delivered(attempts=2)}
                 await world.until(lambda: mail.mailer.worker_status.state == "running")
+                first, _ = await mail.attempts()
     assert server.messages[0].session.username == "app"
+    assert "C: (credentials)" in first.transcript
+    said = " ".join([caplog.text, *first.transcript])
+    assert not any(secret in said for secret in ("secret", *(b64encode(word).decode() for word in PASSWORDS)))
     assert "bad credentials" in caplog.text
-    assert "secret" not in caplog.text
 
 
 @pytest.mark.rule("A61", "relay: AUTH offered in plaintext only: credentials never sent without TLS; D")
