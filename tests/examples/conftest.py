@@ -71,22 +71,26 @@ def serve(surroundings, tmp_path):
     """Runs a web application of the examples while the `async with` lasts, then ends it with a signal."""
 
     @asynccontextmanager
-    async def serve(example: str, end: signal.Signals = signal.SIGTERM) -> AsyncIterator[Application]:
+    async def serve(
+        example: str, end: signal.Signals = signal.SIGTERM, *, workers: int = 1
+    ) -> AsyncIterator[Application]:
         if example == "aiohttp_app":
             command = [sys.executable, str(EXAMPLES / "aiohttp_app.py")]
         else:
-            command = [*(sys.executable, "-m", "uvicorn", "--app-dir", str(EXAMPLES), "--port", "0", f"{example}:app")]
+            uvicorn = (sys.executable, "-m", "uvicorn", "--workers", str(workers), "--port", "0")
+            command = [*uvicorn, "--app-dir", str(EXAMPLES), f"{example}:app"]
         process = await asyncio.create_subprocess_exec(
             *command,
             env={**surroundings, "PORT": "0"},
             cwd=tmp_path,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,
         )
         said: list[str] = []
         try:
             async with asyncio.timeout(PATIENCE):
-                url = await _url(process, said)
+                url = await _url(process, said, workers)
             application = Application(process, url)
             async with application.client:
                 yield application
@@ -95,7 +99,7 @@ def serve(surroundings, tmp_path):
                 said.append((await process.communicate())[0].decode())
         finally:
             if process.returncode is None:
-                process.kill()
+                os.killpg(process.pid, signal.SIGKILL)  # its workers, too
                 await process.communicate()
         if end != signal.SIGKILL:
             assert process.returncode in (0, -end), "".join(said)
@@ -104,12 +108,15 @@ def serve(surroundings, tmp_path):
     return serve
 
 
-async def _url(process: asyncio.subprocess.Process, said: list[str]) -> str:
-    """What a server says when it listens: uvicorn and aiohttp alike."""
+async def _url(process: asyncio.subprocess.Process, said: list[str], workers: int) -> str:
+    """What a server says when it listens: uvicorn and aiohttp alike. With several workers each of them says so."""
     assert process.stdout is not None
+    started = 0
     while line := (await process.stdout.readline()).decode():
         said.append(line)
-        if found := re.search(r"[Rr]unning on (http://\S+?) ", line):
+        started += "startup complete" in line
+        found = re.search(r"[Rr]unning on (http://\S+?) ", "".join(said))
+        if found and (workers == 1 or started == workers):
             return found[1]
     raise AssertionError(f"the server did not start:\n{''.join(said)}")
 
