@@ -124,10 +124,8 @@ class Site:
                     lookahead.give_back()
                     await self._part_from(session)
                     session = None
-                    continue  # meanwhile another session may have taken what waited
+                    continue  # another session may have taken what waited while this one was ended
                 if session is None:
-                    if not self._waiting:
-                        continue  # another session has taken it while the last one was ended
                     session = await self._open()
                     if session is None:
                         return

@@ -423,7 +423,10 @@ class SMTPSession(Connection):
         content = stuffed.removeprefix(b".").replace(b"\r\n.", b"\r\n")
         limit = self._settings.size_limit
         if self.buffer:
-            self._violation("sent more behind the final dot before it was answered")
+            # The content may be the first of a group (RFC 2920 section 3.1).
+            if "PIPELINING" not in self._offered:
+                self._violation("sent more behind the final dot before it was answered")
+            self.record.pipelined += 1
         if not self._transaction.recipients:
             usual = b"554 5.5.1 No valid recipients\r\n"
         elif self._too_big or (limit is not None and len(content) > limit):
