@@ -1,6 +1,6 @@
 """All settings. Unknown ones are errors; every default has its reason beside it."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -155,7 +155,7 @@ class DKIMKey(Frozen):
     domain: Annotated[str, AfterValidator(_check_domain)]
     selector: Annotated[str, AfterValidator(_check_host_name)]
     """The key's name: its record is at SELECTOR._domainkey.DOMAIN."""
-    private_key: Annotated[SecretStr | Path, BeforeValidator(_pem_or_path)]
+    private_key: Annotated[SecretStr | Path | str, BeforeValidator(_pem_or_path)]
     """In PEM form, without a password: RSA of 2048 to 4096 bits, or Ed25519; or the path of a file that holds it. It is
     read when the mailer is entered."""
 
@@ -241,7 +241,7 @@ class Config(Frozen):
     """How long a claimed delivery belongs to this mailer without being renewed."""
     shutdown_grace: Annotated[timedelta, Field(ge=timedelta(0))] = timedelta(seconds=30)
     """How long `aclose` lets running attempts finish."""
-    dkim: tuple[DKIMKey, ...] = ()
+    dkim: Annotated[Sequence[DKIMKey], AfterValidator(tuple)] = ()
     """Keys to sign with (extra `dkim`), chosen by the From domain."""
     retention: Positive | None = None
     """How long the status of a completed message is kept; None: until `purge`."""
@@ -258,7 +258,7 @@ class Config(Frozen):
 
     @field_validator("dkim")
     @classmethod
-    def _each_key_has_its_own_name(cls, keys: tuple[DKIMKey, ...]) -> tuple[DKIMKey, ...]:
+    def _each_key_has_its_own_name(cls, keys: Sequence[DKIMKey]) -> Sequence[DKIMKey]:
         names = [(key.domain, key.selector) for key in keys]
         if len(set(names)) < len(names):
             raise ValueError("two keys have the same domain and selector, and the DNS has room for one of them")

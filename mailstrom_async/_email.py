@@ -142,7 +142,7 @@ class Email(Frozen):
     """The same as HTML."""
     calendar: str | None = Field(default=None, repr=False)
     """An invitation, or an answer to one: an iCalendar object with a METHOD, which calendars show beside the text."""
-    attachments: tuple[Attachment, ...] = ()
+    attachments: Annotated[Sequence[Attachment], AfterValidator(tuple)] = ()
     headers: Mapping[str, str] = Field(default_factory=dict, repr=False)
     """Further header fields, name to value."""
     date: AwareDatetime | None = None

@@ -141,7 +141,7 @@ class Mailstrom:
         if self._engine is not None and grace is not None:
             self._engine.hurry(grace)  # somebody else may be stopping it already, and more patient than we are
         async with self._switch:
-            if self._home is None:
+            if self._home is None:  # pyright: ignore[reportUnnecessaryComparison]
                 return  # somebody else has closed it meanwhile
             try:
                 await self._stop_engine(grace)

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pydantic import SecretStr
@@ -95,7 +96,7 @@ def _read(key: DKIMKey) -> "PrivateKeyTypes":
         if isinstance(key.private_key, SecretStr):
             pem = key.private_key.get_secret_value().encode()
         else:
-            pem = key.private_key.read_bytes()
+            pem = Path(key.private_key).read_bytes()
     except OSError as error:
         raise _error(key, f"can't be read from {key.private_key}: {error.strerror}") from None
     try:

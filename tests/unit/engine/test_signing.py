@@ -62,6 +62,31 @@ async def test_many_callers_share_few_threads():
     assert len(pen.threads) <= THREADS
 
 
+async def test_a_message_that_comes_while_the_threads_stop_is_signed():
+    """They have looked for the last time, and the loop doesn't know it yet."""
+    pen = Pen()
+    pool = SigningPool([pen.signer])
+    first = []
+    for message in MESSAGES[:THREADS]:
+        first.append(asyncio.create_task(pool.sign([message], NOW)))
+        await asyncio.to_thread(pen.begun.acquire)
+    everybody = threading.Barrier(THREADS)
+
+    async def hold_the_loop_until_the_threads_have_stopped() -> None:
+        pen.let_go.set()
+        for stopped in [pool._executor.submit(everybody.wait, 30) for _ in range(THREADS)]:
+            stopped.result()
+
+    holding = asyncio.create_task(hold_the_loop_until_the_threads_have_stopped())
+    late = asyncio.create_task(pool.sign(MESSAGES[-1:], NOW))  # begins in the same turn of the loop
+    async with asyncio.timeout(30):
+        await asyncio.gather(*first, holding)
+        (signed,) = await late
+    await pool.aclose()
+
+    assert signed.endswith(MESSAGES[-1])
+
+
 async def test_a_caller_that_gives_up_disturbs_nobody():
     """Cancellation, while its message is being signed."""
     pen = Pen()
