@@ -6,7 +6,7 @@ The one exception is the listener, in `_postgres_listener`.
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, cast
 from urllib.parse import urlsplit
@@ -140,6 +140,7 @@ class Connections:
         self._free: list[Connection] = []
         self._running: set[asyncio.Task[Any]] = set()
         self._failures = 0
+        self._closing = False
         self._closed = False
 
     async def transact(self, operation: Operation[T]) -> T:
@@ -168,23 +169,19 @@ class Connections:
 
     async def aclose(self) -> None:
         """Let what runs come to its end, and close."""
-        self._closed = True
-        while self._running:
-            await asyncio.wait(set(self._running))
-        while self._free:
-            connection = self._free.pop()
-            try:
-                await connection.close(timeout=self.address.patience)
-            except DRIVER_ERRORS:
-                connection.terminate()
-            except BaseException:
-                connection.terminate()
-                self.terminate()
-                raise
-
-    def terminate(self) -> None:
-        while self._free:
-            self._free.pop().terminate()
+        self._closing = True
+        try:
+            while self._running:
+                await asyncio.wait(set(self._running))
+            while self._free:
+                with suppress(*DRIVER_ERRORS):
+                    await self._free[-1].close(timeout=self.address.patience)
+                self._free.pop().terminate()
+        finally:
+            # If we were cancelled, what still runs breaks its connection off when it ends.
+            self._closed = True
+            while self._free:
+                self._free.pop().terminate()
 
     async def _uncut(self, work: Coroutine[Any, Any, T]) -> T:
         task = asyncio.create_task(work)
@@ -247,7 +244,7 @@ class Connections:
     def _put_back(self, connection: Connection) -> None:
         if connection.is_closed():
             return
-        if connection.is_in_transaction():
+        if connection.is_in_transaction() or self._closed:
             connection.terminate()
         else:
             self._free.append(connection)
@@ -265,7 +262,7 @@ class Connections:
             except ConnectionLost:
                 pause = back_off(self._failures)
                 self._failures += 1
-                if self._closed or loop.time() + pause > deadline:
+                if self._closing or loop.time() + pause > deadline:
                     raise
                 await asyncio.sleep(pause)
             else:

@@ -166,6 +166,32 @@ async def test_a_reader_that_gives_up_breaks_nothing(dsn: str, schema: str) -> N
         await storage.aclose()
 
 
+async def test_closing_that_is_given_up_leaves_no_connection(dsn: str, schema: str) -> None:
+    """Row C20 for `aclose`: what it waited for breaks off when it ends, and the call that waits for it is answered."""
+    storage = PostgresStorage(dsn, schema=schema)
+    own = "SELECT FROM pg_stat_activity WHERE application_name = 'mailstrom_async'"
+    await storage.open(NOW)
+    other, watching = await asyncpg.connect(dsn), await asyncpg.connect(dsn)
+    try:
+        async with other.transaction():
+            await other.execute(f"LOCK TABLE {schema}.messages IN EXCLUSIVE MODE")
+            cancelling = asyncio.create_task(storage.cancel("1@example.org", NOW))
+            while not await watching.fetch(BLOCKED, schema):
+                await watching.execute("SELECT pg_sleep(0.01)")
+            closing = asyncio.create_task(storage.aclose())
+            await asyncio.wait([closing], timeout=0)
+            closing.cancel()
+            await asyncio.wait([closing])
+
+        assert await cancelling is None
+        async with eventually():
+            while await watching.fetch(own):
+                await watching.execute("SELECT pg_sleep(0.01)")
+    finally:
+        await other.close()
+        await watching.close()
+
+
 class Cut:
     """Between a store and its server: once the store says `at`, the connection ends when the server answers."""
 
