@@ -6,7 +6,6 @@ import pytest
 
 from mailstrom_async.testing import CertificateAuthority, FakeInternet
 
-from .table import record, remember, write
 from .world import OFFERS, PIPELINED, World
 
 
@@ -44,19 +43,3 @@ async def world(request: pytest.FixtureRequest, authority: CertificateAuthority)
     """Mail exchangers, a nameserver, a clock that stands still, and mailers."""
     async with FakeInternet() as internet:
         yield World(internet, authority.ca_file, lambda seen: request.node.user_properties.append(("seen", seen)))
-
-
-# The table: `RULES_TABLE=1 python -m pytest tests/rules` writes tests/RULES.md.
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        remember(item)
-
-
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    record(report)
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    write(session)
