@@ -137,7 +137,7 @@ class StorageError(MailstromError):
 
 
 class StorageInUse(StorageError):
-    """Another process has the store open."""
+    """Another process has the store open, and can't be asked to share it."""
 
 
 class StorageIncompatible(StorageError):

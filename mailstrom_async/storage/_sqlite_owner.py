@@ -25,7 +25,7 @@ logger = logging.getLogger("mailstrom_async")
 WAL_LIMIT = 64 * 1024 * 1024
 """Beyond this the log is moved into the file even though somebody waits: reading gets slower with its length."""
 
-WAKE_SECONDS = 0.01
+WAKE_SECONDS = 0.05
 """What other processes queue in this time is one call to the engine: each costs it a look at the store."""
 
 
@@ -46,6 +46,7 @@ class Owner:
         self._wake = wake
         self._delivers = delivers
         self._waking = False
+        self._woken_at = -WAKE_SECONDS
         self._loop = asyncio.get_running_loop()
         self._ready: asyncio.Future[None] = self._loop.create_future()
         self._over = asyncio.Event()
@@ -183,7 +184,7 @@ class Owner:
         if not self._waking:
             self._waking = True
             with suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._loop.call_later, WAKE_SECONDS, self._call_engine)
+                self._loop.call_soon_threadsafe(self._call_engine_soon)
 
     def _on_offer(self) -> None:
         with suppress(RuntimeError):
@@ -191,7 +192,11 @@ class Owner:
 
     # The event loop again.
 
+    def _call_engine_soon(self) -> None:
+        self._loop.call_at(self._woken_at + WAKE_SECONDS, self._call_engine)
+
     def _call_engine(self) -> None:
+        self._woken_at = self._loop.time()
         self._waking = False
         if not self._over.is_set():
             self._wake()

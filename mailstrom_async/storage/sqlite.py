@@ -28,8 +28,13 @@ class SQLiteStorage:
     it alone has the file open in SQLite, and it alone delivers. The others hand their mail and their questions to it
     over a Unix socket beside the file, and share its commits. When it ends or dies, another one takes over, in less
     than two seconds. So there is never more than one connection that writes, and the fault in SQLite up to 3.51.2 that
-    can damage a file under several of them (sqlite.org/wal.html#walresetbug) has no occasion. What the others do is
-    seen in `query_status` and `wait`; `events` tells only of what this process itself queued, delivered or cancelled.
+    can damage a file under several of them (sqlite.org/wal.html#walresetbug) has no occasion. Give all of them the same
+    `Config`, for whichever delivers does it by its own. A process that does not deliver (`deliver=False`, or paused)
+    leaves the file to one that does. What the others do is seen in `query_status` and `wait`; `events` tells only of
+    what this process itself queued, delivered or cancelled.
+
+    While the file changes hands, calls wait. A call whose answer was lost is made again, and stores nothing twice. If
+    nobody answers for about ten seconds it raises StorageError, which says so if it may have been done.
 
     Beside the file lie `<path>.lock`, which stays, `<path>.sock`, and while it is open `<path>-wal` and `<path>-shm`,
     which belong to it: copy a store only while it is closed, or with SQLite's own backup. Other programs may read the
