@@ -109,7 +109,7 @@ class EmailFields(TypedDict, total=False):
     message_id: str | None
     in_reply_to: str | Sequence[str] | None
     references: str | Sequence[str] | None
-    list_unsubscribe: str | None
+    list_unsubscribe: str | Sequence[str] | None
 
 
 class Email(Frozen):
@@ -153,8 +153,8 @@ class Email(Frozen):
     """Message-IDs, with or without angle brackets."""
     references: Texts | None = None
     """Message-IDs, the oldest first."""
-    list_unsubscribe: str | None = None
-    """A URL or mailto: an https URL adds List-Unsubscribe-Post (RFC 8058)."""
+    list_unsubscribe: Texts | None = None
+    """A URL or mailto:, or several of them, the best first; an https URL adds List-Unsubscribe-Post (RFC 8058)."""
 
     def but(self, **changes: Unpack[EmailFields]) -> Self:
         """A copy with some fields changed, and checked as new ones are; all else is shared, not copied.

@@ -4,6 +4,7 @@ from mailstrom_async._config import Config
 from mailstrom_async._email import Email
 from mailstrom_async._errors import DKIMKeyError
 from mailstrom_async._message.addresses import mailboxes_of, read_addresses
+from mailstrom_async._message.compose import is_one_click
 from mailstrom_async._message.dkim import signers_for
 from mailstrom_async._message.dkim_keys import load_signers
 from mailstrom_async._message.place import Place
@@ -44,7 +45,8 @@ def bulk_problems(email: Email, config: Config) -> list[str]:
 
 
 def _unsubscribing(email: Email) -> list[str]:
-    if not (email.list_unsubscribe or "").lower().startswith("https://"):
+    urls = [email.list_unsubscribe] if isinstance(email.list_unsubscribe, str) else email.list_unsubscribe or ()
+    if not any(map(is_one_click, urls)):
         missing = "list_unsubscribe is no https URL, so there is no unsubscribing with one click (RFC 8058)"
         return [f"{missing}; give one that tells the recipient apart and answers a POST"]
     return []

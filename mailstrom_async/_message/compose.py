@@ -189,15 +189,25 @@ def _threading(email: Email) -> list[str]:
 
 def _unsubscribing(email: Email) -> list[str]:
     """List-Unsubscribe (RFC 2369), and for https what makes it one click (RFC 8058)."""
-    url, place = email.list_unsubscribe, Place("list_unsubscribe")
-    if url is None:
+    if email.list_unsubscribe is None:
         return []
-    if _URL.fullmatch(url) is None or len(url) > URL_LIMIT:
-        raise place.error(f"{place.quote(url)} is not a URL; write https://... or mailto:...")
-    fields = [literal_field(place, "List-Unsubscribe", [f"<{url}>"])]
-    if url.lower().startswith("https:"):
+    place = Place("list_unsubscribe")
+    urls = [email.list_unsubscribe] if isinstance(email.list_unsubscribe, str) else email.list_unsubscribe
+    for url in urls:
+        if _URL.fullmatch(url) is None or len(url) > URL_LIMIT:
+            raise place.error(f"{place.quote(url)} is not a URL; write https://... or mailto:...")
+    if not urls:
+        raise place.error("is an empty list; leave it out, or give a URL")
+    tokens = [f"<{url}>," for url in urls[:-1]] + [f"<{urls[-1]}>"]
+    fields = [literal_field(place, "List-Unsubscribe", tokens)]
+    if any(map(is_one_click, urls)):
         fields.append("List-Unsubscribe-Post: List-Unsubscribe=One-Click\r\n")
     return fields
+
+
+def is_one_click(url: str) -> bool:
+    """Whether RFC 8058 section 3.1 has a POST to it."""
+    return url.lower().startswith("https://")
 
 
 def _custom_fields(email: Email) -> list[str]:

@@ -21,6 +21,7 @@ LETTER = Email(
 def test_a_letter_that_has_all_has_no_problems():
     """A key of a domain above is as good (relaxed alignment)."""
     assert bulk_problems(LETTER, CONFIG) == []
+    assert bulk_problems(LETTER.but(list_unsubscribe=["mailto:u@example.org", "https://example.org/u"]), CONFIG) == []
 
 
 @pytest.mark.parametrize(

@@ -258,3 +258,15 @@ def test_errors_and_reprs_keep_content_and_hidden_recipients():
     assert "secret" not in repr(
         compose(email.model_copy(update={"calendar": None}), Envelope(), STAMP, limits=Limits(message_size=9999))
     )
+
+
+def test_there_may_be_several_ways_to_unsubscribe():
+    """RFC 2369 section 2: one field, the best first."""
+    fields = header(prepare(list_unsubscribe=["https://example.org/u", "mailto:u@example.org"]))
+
+    assert "List-Unsubscribe: <https://example.org/u>, <mailto:u@example.org>\r\n" in fields
+    assert fields.count("List-Unsubscribe-Post") == 1
+    with pytest.raises(InvalidEmail, match="list_unsubscribe: "):
+        prepare(list_unsubscribe=["https://example.org/u", "mailto:u@example.org>,<x"])
+    with pytest.raises(InvalidEmail, match="list_unsubscribe: "):
+        prepare(list_unsubscribe=[])
