@@ -174,17 +174,15 @@ def dialable(
 def permitted(addresses: Sequence[IPAddress], allowed: Collection[IPNetwork]) -> tuple[IPAddress, ...]:
     """The addresses that may be dialled. Whoever controls a domain's DNS must not reach our internal network."""
     return tuple(
-        address
-        for address in addresses
-        if is_public(address) or any(address.version == network.version and address in network for network in allowed)
+        address for address in addresses if is_public(address) or any(address in network for network in allowed)
     )
 
 
 def is_public(address: IPAddress) -> bool:
     """Whether an address is on the public internet, also by the IPv4 address that is embedded in it."""
     if isinstance(address, IPv4Address):
-        return address.is_global and not address.is_multicast and not address.is_reserved
-    embedded = address.ipv4_mapped or address.sixtofour or (address.teredo or (None, None))[1]
+        return address.is_global and not address.is_multicast
+    embedded = address.ipv4_mapped or address.sixtofour
     if embedded is None and address in NAT64:
         embedded = IPv4Address(int(address) & 0xFFFFFFFF)
     if embedded is not None:

@@ -64,7 +64,7 @@ async def test_a_mute_nameserver_defers(world):
     """Row B5: no answer within `Timeouts.dns`."""
     world.dns.records["example.com"] = Fault.MUTE
     world.domain("example.net", mx=["mx.example.net"])
-    async with world.mailer(timeouts=Timeouts(dns=timedelta(seconds=0.8))) as mailer:
+    async with world.mailer(timeouts=Timeouts(dns=timedelta(seconds=1.5))) as mailer:
         mute = await mailer.send_email(email("ada@example.com"))
         healthy = await mailer.send_email(email())
         assert await world.completed(mailer, healthy) == DELIVERED
@@ -366,7 +366,7 @@ async def test_a_flapping_nameserver_only_delays(world):
 async def test_broken_answers_mean_nothing(world, fault):
     """Row B26: two of them say "no such domain", to another question or under another id."""
     world.dns.records["example.net"] = fault
-    async with world.mailer(timeouts=Timeouts(dns=timedelta(seconds=0.4))) as mailer:
+    async with world.mailer(timeouts=Timeouts(dns=timedelta(seconds=1))) as mailer:
         message_id = await mailer.send_email(email())
         assert await world.attempted(mailer, message_id) == NOT_RESOLVED
         world.domain("example.net", mx=["mx.example.net"])

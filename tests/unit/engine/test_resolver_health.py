@@ -25,12 +25,12 @@ def test_three_different_questions_in_a_row_count(health, reports):
     for question in ("a", "b", "a", "b"):
         health.failed(question, SERVFAIL)
     health.answered()
-    for question in ("a", "b"):
+    for question in ("c", "d"):
         health.failed(question, SERVFAIL)
     assert reports == [None]
     assert not health.ill
 
-    health.failed("c", SERVFAIL)
+    health.failed("e", SERVFAIL)
     assert reports == [None, "server failure"]
     assert health.ill
 
