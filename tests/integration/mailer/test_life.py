@@ -187,7 +187,7 @@ FORK = """
                 os._exit(0)
             os.wait()
             await mailer.send_email(email)
-            print(len(await mailer.query_recent()))
+            print(len(await mailer.query_recent()), flush=True)
         # Built before the fork and opened after it: each process has its own life, and its own Message-IDs.
         if os.fork() == 0:
             asyncio.run(once(mailer, email))
