@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mailstrom_async._envelope import QueuedMessage
+from mailstrom_async._policy.replies import CLOSING
 from mailstrom_async._policy.verdict import judge, judge_breakdown
-from mailstrom_async._reply import Phase
+from mailstrom_async._reply import Phase, Reply
 from mailstrom_async._status import Outcome, TLSFacts
 from mailstrom_async.smtp.base import Breakdown, Connector, Following, Refusal, Session, SessionError, Target
 
@@ -67,15 +68,25 @@ async def open_session(connector: Connector, targets: Iterable[Target]) -> Sessi
 
 
 def worth_another_host(outcomes: Mapping[str, Outcome]) -> bool:
-    """Whether another host of the route may still take the message, in the same attempt: this one said nothing of any
-    recipient. It can't take such a message at all (too big, no SMTPUTF8: rows A51, A54), or it refused MAIL for now,
-    which is its own trouble (row A24). A refusal of a recipient would be the same at the others, and greylisting too.
+    """Whether another host of the route may still take the message, in the same attempt: this one decided about no
+    recipient (RFC 5321 section 5.1).
+
+    It can't take such a message at all (rows A51, A54), or it refused MAIL for now (row A24), or the conversation broke
+    while it can't have had the message. A refusal of a recipient is heeded: it would be the same at the others, and
+    greylisting, too.
     """
     return all(
         (outcome.state == "failed" and outcome.cause == "policy")
-        or (outcome.state == "deferred" and outcome.reply is not None and outcome.reply.command == Phase.MAIL)
+        or (
+            outcome.state == "deferred"
+            and (outcome.cause in ("network", "protocol") or _is_the_hosts_own(outcome.reply))
+        )
         for outcome in outcomes.values()
     )
+
+
+def _is_the_hosts_own(reply: Reply | None) -> bool:
+    return reply is not None and (reply.command == Phase.MAIL or reply.code == CLOSING)
 
 
 async def carry(

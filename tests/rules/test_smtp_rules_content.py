@@ -16,7 +16,9 @@ from mailstrom_async.testing import (
     Gate,
     HalfClose,
     Hang,
+    Raw,
     ReadSlowly,
+    Reply,
     Reset,
     StopReading,
     Take,
@@ -72,6 +74,30 @@ async def test_a38_a_connection_lost_inside_the_content_delivers_nothing(world, 
         assert await mail.attempted_again() == {A: delivered(attempts=2)}
 
     assert exchanger.received == 1
+
+
+@pytest.mark.rule("A38", "session lost before the dot, other MX: V there in the same attempt (our choice)")
+@pytest.mark.parametrize("moment", ["MAIL", "RCPT", "DATA", "body"])
+@pytest.mark.parametrize("action", [Reset(), Reply("421 4.3.2 going down", then=Close()), Raw(b"junk\r\n")])
+async def test_a38_a_session_that_is_lost_leads_to_the_next_exchanger(world, extensions, moment, action):
+    """Row A38: it can't have the mail, and said nothing of the recipients."""
+    first, second = await world.exchangers({moment: action}, None, extensions=extensions)
+    async with world.sent(A, email=BIG) as mail:
+        assert await mail.attempted() == {A: delivered()}
+        assert (await mail.result()).host == second.name
+        assert len(await mail.attempts()) == 1
+
+    assert (first.received, second.received) == (0, 1)
+
+
+@pytest.mark.rule("A36", "drop after the dot: no other MX in the same attempt")
+async def test_a36_what_is_in_doubt_is_not_tried_elsewhere_at_once(world):
+    """Row A36: the copy may be on its way."""
+    first, second = await world.exchangers({"end of data": TakeThenClose()}, None)
+    async with world.sent(A) as mail:
+        assert await mail.attempted() == {A: deferred("outcome_unknown", "4.4.2")}
+
+    assert (first.received, second.connections) == (1, 0)
 
 
 async def taken_elsewhere(world, mailer) -> None:
