@@ -29,6 +29,9 @@ logger = logging.getLogger("mailstrom_async")
 BYTES_WAITING = 32 * 1024 * 1024
 """Of one guest's calls; beyond, nothing more is read from it until some are done."""
 
+PATIENCE = 1.0
+"""Seconds until somebody is let in again after that failed: no file descriptor was free, most likely."""
+
 LAST_ANSWERS = 2.0
 """Seconds in which a guest must have taken its last answers when the door is shut."""
 
@@ -65,6 +68,7 @@ class Door:
         self._on_offer = on_offer
         self._on_shut = on_shut
         self._guests: set[_Guest] = set()
+        self._entering: set[asyncio.Task[Any]] = set()
         self._loop = asyncio.SelectorEventLoop()
         self._shutting = asyncio.Event()
         self._emptied = asyncio.Event()
@@ -113,12 +117,14 @@ class Door:
             self._on_shut()
 
     async def _serve(self) -> None:
-        server = await self._loop.create_unix_server(lambda: _Guest(self, self._path), sock=self._listener)
+        self._open()
         await self._shutting.wait()
         # Whoever comes from now on must not wait here, but look for the next owner.
         with suppress(OSError):
             socket_of(self._path).unlink(missing_ok=True)
-        server.close()
+        self._loop.remove_reader(self._listener)
+        self._listener.close()
+        await asyncio.gather(*self._entering, return_exceptions=True)
         for guest in list(self._guests):
             guest.finish()
         if self._guests:
@@ -128,6 +134,30 @@ class Door:
                     await self._emptied.wait()
         for guest in list(self._guests):
             guest.abort()
+
+    # Not an asyncio.Server, nor sock_accept(): ended while somebody comes in, they leave that connection open and
+    # forgotten.
+
+    def _open(self) -> None:
+        if not self._shutting.is_set():
+            self._loop.add_reader(self._listener, self._let_in)
+
+    def _let_in(self) -> None:
+        try:
+            connection, _ = self._listener.accept()
+        except BlockingIOError:
+            return
+        except OSError as error:
+            logger.warning("%s: another process could not be let in: %s", self._path, error)
+            self._loop.remove_reader(self._listener)  # who waits there would call us again and again
+            self._loop.call_later(PATIENCE, self._open)
+            return
+        connection.setblocking(False)
+        entering = self._loop.create_task(
+            self._loop.connect_accepted_socket(lambda: _Guest(self, self._path), connection)
+        )
+        self._entering.add(entering)
+        entering.add_done_callback(self._entering.discard)
 
 
 class _Guest(asyncio.Protocol):

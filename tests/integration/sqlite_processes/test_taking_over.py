@@ -15,7 +15,7 @@ from mailstrom_async.storage._sqlite_file import open_file
 from mailstrom_async.storage._sqlite_wire import GREETING
 from mailstrom_async.testing._contract.ground import INSTANT, NOW, email, states_of
 
-from .conftest import becomes, role, scripted_owner
+from .conftest import becomes, opened, role, scripted_owner
 
 
 async def test_a_follower_takes_over_when_the_owner_closes(owner, follower):
@@ -178,3 +178,23 @@ async def test_an_owner_that_holds_no_lock_is_none(path, monkeypatch):
         lock.close()
         await becomes(storage, "owner")
         await storage.aclose()
+
+
+async def test_the_file_may_change_hands_all_the_time(path):
+    """Four that open, send and close again and again, each the owner now and then: nothing is lost, nothing is left."""
+
+    async def come_and_go(name: str) -> list[str]:
+        sent: list[str] = []
+        for turn in range(8):
+            async with opened(path) as storage:
+                ids = [f"{name}.{turn}.{number}@example.org" for number in range(10)]
+                await asyncio.gather(*(storage.enqueue([email(one)]) for one in ids))
+                sent += ids
+        return sent
+
+    sent = await asyncio.gather(*map(come_and_go, "abcd"))
+    async with opened(path) as storage:
+        stored = {status.message_id for status in await storage.recent(None, 1000)}
+
+    assert stored == {one for each in sent for one in each}
+    assert sorted(entry.name for entry in path.parent.iterdir()) == ["mail.db", "mail.db.lock"]
