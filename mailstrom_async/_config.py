@@ -104,6 +104,7 @@ class RelayDelivery(Frozen):
     """Deliver everything through a relay (a smarthost, a provider's submission server)."""
 
     host: HostName
+    """Its name in DNS (/etc/hosts is not read), an IP address, or "localhost"."""
     port: Port = 587
     security: Literal["starttls", "tls", "none"] = "starttls"
     """ "starttls" and "tls" (from the first byte on, port 465) demand TLS with a verified certificate whatever

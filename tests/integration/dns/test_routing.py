@@ -411,8 +411,9 @@ async def test_a_resolver_that_waits_for_ever_is_reported(build, watched, troubl
 async def test_a_resolver_that_breaks_does_not_end_the_watch(build, watched, caplog):
     """It is logged, and mail goes on to try."""
     async with watched(build(asks=NoAnswer(ValueError("broken")))) as watching:
-        while not caplog.records:  # noqa: ASYNC110
-            await asyncio.sleep(0)
+        async with asyncio.timeout(10):
+            while not caplog.records:  # noqa: ASYNC110
+                await asyncio.sleep(0)
 
         assert not watching.done()
     assert "the resolver failed unexpectedly" in caplog.text
