@@ -141,7 +141,7 @@ class Mailstrom:
         if self._engine is not None and grace is not None:
             self._engine.hurry(grace)  # somebody else may be stopping it already, and more patient than we are
         async with self._switch:
-            if self._home is None:  # pyright: ignore[reportUnnecessaryComparison]
+            if not self._is_open:
                 return  # somebody else has closed it meanwhile
             try:
                 await self._stop_engine(grace)
@@ -167,6 +167,10 @@ class Mailstrom:
                 closing.push_async_callback(asyncio.wait, [self._purging])
                 self._purging.cancel()
                 self._purging = None
+
+    @property
+    def _is_open(self) -> bool:
+        return self._home is not None
 
     def _forget_home(self) -> None:
         self._home = None

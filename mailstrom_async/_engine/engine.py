@@ -83,7 +83,9 @@ class Engine:
     def _died(self, life: asyncio.Task[None]) -> None:
         """A fault in this library must not end delivery silently."""
         if not life.cancelled() and (fault := life.exception()) is not None:
-            logger.critical("delivery ended by a fault in this library; restart it", exc_info=fault)
+            logger.critical(
+                "delivery ended by a fault in this library; pause() and start() begin it anew", exc_info=fault
+            )
             self._health.report("delivery", f"ended by a fault in this library, see the log: {fault!r}")
 
     async def stop(self, grace: timedelta | None = None) -> None:
@@ -102,7 +104,7 @@ class Engine:
         except asyncio.CancelledError:
             self.hurry(timedelta(0))
             with anyio.CancelScope(shield=True):
-                await asyncio.wait([life], timeout=2 * LAST_WORDS.total_seconds())
+                await asyncio.wait([life], timeout=3 * LAST_WORDS.total_seconds())
             raise
         finally:
             if life.done():

@@ -92,9 +92,9 @@ class ReadyLines:
         idle = 0  # lines in a row that had nothing for us
         self._takes += 1
         if (large := self._impatient()) is not None:
-            if large.size > size:
-                return taken  # until it has room
             self._lines.move_to_end(large.destination, last=False)
+            if large.size > size:
+                return taken  # until it has room, or goes alone as the `first`
         while self._lines and len(taken) < count and idle < len(self._lines):
             destination, line = next(iter(self._lines.items()))
             self._lines.move_to_end(destination)

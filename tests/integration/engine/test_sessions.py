@@ -7,6 +7,7 @@ import anyio
 import pytest
 
 from mailstrom_async import Config, Limits, Mailstrom, RelayDelivery, RetryPolicy, Timeouts
+from mailstrom_async._engine.scheduler import Scheduler
 from mailstrom_async._engine.settlement import Settlement
 from mailstrom_async.smtp import SMTPConnector
 from mailstrom_async.testing import CertificateAuthority, Close, Gate, Hang, ManualClock, SMTPServer
@@ -250,3 +251,24 @@ async def test_a_slow_host_does_not_keep_the_connections_from_the_others(build, 
 
         assert (await mailer.wait(await mailer.send_email(email()), timeout=PATIENCE)).succeeded
     assert server.max_concurrent_sessions == 2
+
+
+async def test_an_engine_that_dies_says_so_and_can_be_started_again(build, server, monkeypatch, caplog):
+    """A fault in this library must not end delivery silently."""
+
+    async def die(self):
+        raise RuntimeError("unforeseen")
+
+    async with build() as mailer:
+        await mailer.pause()
+        with monkeypatch.context() as broken:
+            broken.setattr(Scheduler, "run", die)
+            await mailer.start()
+            assert "unforeseen" in await degraded(mailer)
+        message_id = await mailer.send_email(email())
+        await mailer.pause()
+        await mailer.start()
+
+        assert (await mailer.wait(message_id, timeout=PATIENCE)).succeeded
+        assert mailer.worker_status.state == "running"
+    assert "delivery ended by a fault" in caplog.text

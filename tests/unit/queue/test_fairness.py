@@ -160,6 +160,23 @@ def test_what_is_too_large_goes_in_turn_as_well():
     assert order == ["a", "b"] * 3
 
 
+@pytest.mark.parametrize("turns", range(4))
+def test_what_waited_long_for_more_than_all_memory_is_the_first_to_go_alone(turns):
+    """Else all others would go alone before it, one by one, while everybody waits. Whoever's turn it is."""
+    lines = ReadyLines(Share())
+    lines.add([*many("a", 200, 1000, 10), *many("b", 200, 2000, 10), *many("c", 200, 3000, 10)])
+    for turn in range(300):
+        if turn == turns:
+            lines.add([due(0, "large", 1000)])
+        for entry in lines.take(1, 100):
+            lines.finished(entry.destination, well=True)
+
+    assert lines.take(1, 100) == []
+    first = lines.first()
+    assert first is not None
+    assert first.delivery_id == 0
+
+
 def test_discarded_deliveries_are_not_taken():
     """Those that are not there are no trouble, and the lines of others stay as they are."""
     lines = ReadyLines(Share())
