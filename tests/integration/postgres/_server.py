@@ -28,7 +28,13 @@ GIVEN = os.environ.get("MAILSTROM_TEST_PG_DSN")
 FOUND = ["given"] if GIVEN else [str(path) for path in installations()] or ["none"]
 """The parameters of the fixture `server`."""
 
-on_one_server = pytest.mark.parametrize("server", FOUND[-1:], indirect=True, scope="session")
+
+def name_of(found: str) -> str:
+    """What the tests on it are called: the version in /usr/lib/postgresql, or "pginstall" for the wheel's."""
+    return Path(found).parts[-2] if "/" in found else found
+
+
+on_one_server = pytest.mark.parametrize("server", FOUND[-1:], ids=name_of, indirect=True, scope="session")
 """For what depends on the driver, or on us, more than on the server's version."""
 
 

@@ -17,10 +17,10 @@ from mailstrom_async.storage.postgres import PostgresStorage
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from _server import FOUND, GIVEN, Server
+from _server import FOUND, GIVEN, Server, name_of
 
 
-@pytest.fixture(scope="session", params=FOUND, ids=lambda found: Path(found).parts[-2] if "/" in found else found)
+@pytest.fixture(scope="session", params=FOUND, ids=name_of)
 def server(request: pytest.FixtureRequest) -> Iterator[Server | None]:
     """A server of our own, or None: the one that was given."""
     if request.param == "given":
