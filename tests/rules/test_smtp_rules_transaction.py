@@ -9,7 +9,7 @@ import json
 import pytest
 
 from mailstrom_async import Email
-from mailstrom_async.testing import Close, Raw, Reply, Reset
+from mailstrom_async.testing import Close, Raw, Records, Reply, Reset
 
 from .world import DOMAIN, OFFERS, PIPELINED, A, B, C, D, deferred, delivered, failed
 
@@ -529,22 +529,20 @@ async def test_a57_replies_with_bare_line_feeds(world, extensions):
 
 @pytest.mark.rule("A32", "recipients of several domains at one site share a transaction; each its own state")
 async def test_a32_recipients_of_several_domains_at_one_site_share_a_transaction(world, extensions):
-    """Row A32: one copy of the content for all of them."""
-    exchanger = await world.exchanger({"RCPT TO:<x@one.example.com>": ["450 4.2.1 busy"]}, extensions=extensions)
-    for domain in ("one.example.com", "two.example.com"):
-        world.internet.domain(domain, mx=[MX1])
-    async with world.sent(A, "x@one.example.com", "y@two.example.com") as mail:
-        await mail.attempted()
-        # The first domain's route may be known before the second's: they share from the retry on at the latest.
-        assert await mail.completed() == {
-            A: delivered(),
-            "x@one.example.com": delivered(attempts=2),
-            "y@two.example.com": delivered(),
-        }
+    """Row A32: one copy of the content for all of them, on the way to each of which the same exchanger lies."""
+    x, y = "x@one.example.com", "y@two.example.com"
+    exchanger = await world.exchanger({f"RCPT TO:<{x}>": [None, "450 4.2.1 busy"]}, extensions=extensions)
+    for domain in (DOMAIN, "one.example.com", "two.example.com"):
+        world.internet.dns.records[domain] = {"MX": Records(f"10 {MX1}", ttl=600)}
+    world.internet.dns.records[MX1] = {"A": Records(exchanger.host, ttl=600)}
+    async with world.mailer() as mailer:
+        for address in (A, x, y):  # their routes are known from now on
+            mail = await world.send(mailer, address)
+            assert await mail.attempted() == {address: delivered()}
+        mail = await world.send(mailer, A, x, y)
+        assert await mail.attempted() == {A: delivered(), x: deferred("smtp", "4.2.1", 450), y: delivered()}
+        assert await mail.attempted_again() == {A: delivered(), x: delivered(attempts=2), y: delivered()}
+        attempts = await mail.attempts()
 
-    assert exchanger.connections <= 2
-    assert sorted(address for message in exchanger.messages for address in message.recipients) == [
-        A,
-        "x@one.example.com",
-        "y@two.example.com",
-    ]
+    assert [message.recipients for message in exchanger.messages[3:]] == [(A, y), (x,)]
+    assert sorted(attempt.destination for attempt in attempts) == [DOMAIN, *["one.example.com"] * 2, "two.example.com"]
