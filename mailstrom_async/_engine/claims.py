@@ -23,6 +23,7 @@ class Claims:
         self._lease = lease
         self._bytes_free = bytes_in_flight
         self._held: dict[int, Delivery] = {}
+        self._lost: set[int] = set()  # of these: somebody else's by now
 
     def __len__(self) -> int:
         return len(self._held)
@@ -44,8 +45,13 @@ class Claims:
             self._bytes_free -= len(delivery.message.content)
         return deliveries
 
+    def is_lost(self, delivery: Delivery) -> bool:
+        """Its lease ended, and somebody else may be attempting it: whoever has not begun with it must not."""
+        return delivery.id in self._lost
+
     def end(self, delivery: Delivery) -> None:
         """It is recorded, released, or lost."""
+        self._lost.discard(delivery.id)
         if self._held.pop(delivery.id, None) is not None:
             self._bytes_free += len(delivery.message.content)
 
@@ -63,7 +69,7 @@ class Claims:
         return dues
 
     async def keep_leases(self) -> None:
-        """Renew the leases as long as this runs. A claim that is lost all the same is only noted: what its attempt
+        """Renew the leases as long as this runs. An attempt whose claim is lost all the same is not stopped: what it
         records will be refused by the store."""
         never = asyncio.Event()
         while True:
@@ -83,4 +89,5 @@ class Claims:
                 continue
             for delivery in lost:
                 if self._held.get(delivery.id) is delivery:  # else it was recorded meanwhile
+                    self._lost.add(delivery.id)
                     logger.warning("%r: its lease ended while it was attempted; its result will not count", delivery)

@@ -148,7 +148,9 @@ class Engine:
     async def _deliver_until_stopped(self) -> None:
         async with anyio.create_task_group() as group:
             self._group = group
-            self._sites = Sites(self._config, self._router, self._connector, self._settlement, self._health, group)
+            self._sites = Sites(
+                self._config, self._router, self._connector, self._settlement, self._health, group, self._claims.is_lost
+            )
             self._scheduler = Scheduler(self._storage, self._clock, self._claims, self._health, self._dispatch)
             scheduled = anyio.Event()
             group.start_soon(_run, self._scheduler.run, scheduled)

@@ -33,6 +33,8 @@ SiteKey = Hashable
 TURN = 10
 """Messages that a site's only session carries before it makes room for another site."""
 
+LOST = judge_breakdown(Phase.CONNECT, "local", "the lease ended before it was this delivery's turn")
+
 FIRST_SESSIONS = 2
 """Sessions to a site that has not yet shown that it takes mail."""
 CAUTION, MOST_ASKED = 4, 256
@@ -130,6 +132,8 @@ class Site:
                     if session is None:
                         return
                 if (bundle := lookahead.take() or self.take()) is not None:
+                    self._drop_lost(bundle)
+                if bundle is not None and bundle.deliveries:
                     session = await self._carry(session, bundle, lookahead)
                 if session is None:
                     lookahead.give_back()
@@ -165,6 +169,12 @@ class Site:
         """Whether a connection should go to a site that waits for one. A site's only session carries a few messages
         first: opening it is the dear part."""
         return self._sessions > 1 or session.transactions >= TURN
+
+    def _drop_lost(self, bundle: Bundle) -> None:
+        """Take out what is not ours any more. The store will refuse its record, which ends it here."""
+        for delivery in [delivery for delivery in bundle.deliveries if self._sites.is_lost(delivery)]:
+            bundle.deliveries.remove(delivery)
+            self._sites.settlement.settle_all(delivery, LOST)
 
     def take(self) -> Bundle | None:
         return self._waiting.popitem(last=False)[1] if self._waiting else None

@@ -55,6 +55,7 @@ class Sites:
         settlement: Settlement,
         health: Health,
         group: TaskGroup,
+        is_lost: Callable[[Delivery], bool],
     ) -> None:
         self.config = config
         self.router = router
@@ -62,6 +63,7 @@ class Sites:
         self.settlement = settlement
         self._health = health
         self._group = group
+        self.is_lost = is_lost
         self._sites: dict[SiteKey, Site] = {}
         self._wanting: OrderedDict[SiteKey, None] = OrderedDict()
         self._sessions = 0

@@ -272,3 +272,27 @@ async def test_an_engine_that_dies_says_so_and_can_be_started_again(build, serve
         assert (await mailer.wait(message_id, timeout=PATIENCE)).succeeded
         assert mailer.worker_status.state == "running"
     assert "delivery ended by a fault" in caplog.text
+
+
+@pytest.mark.rule("C15", expected="what is not ours any more is not begun")
+async def test_what_was_lost_while_it_waited_for_its_turn_is_not_attempted(build, server, storage, clock):
+    """Row C15: somebody else has taken it over; two of us would send it twice. The rest goes on."""
+    server.extensions.remove("PIPELINING")
+    server.script["end of data"] = gate = Gate()
+    async with build(limits=Limits(connections_per_host=1)) as mailer:
+        first, stolen, last = await send(mailer, 3)
+        await gate.reached()
+        (delivery,) = (d for d in storage._deliveries.values() if d.message.shared.message_id == stolen)
+        delivery.owner = "somebody else"
+        await clock.until_waiting()
+        clock.advance(25 * SECOND)
+        await anyio.wait_all_tasks_blocked()
+        gate.open()
+
+        for message_id in (first, last):
+            assert (await mailer.wait(message_id, timeout=PATIENCE)).succeeded
+        assert (await mailer.query_attempts(stolen)) == []
+        async with asyncio.timeout(5):
+            while mailer._engine._claims.held():  # noqa: ASYNC110
+                await asyncio.sleep(0)
+    assert sorted(message.recipients[0] for message in server.messages) == ["r0@example.net", "r2@example.net"]
