@@ -48,7 +48,7 @@ class Share:
         self._ahead = now - datetime.now(UTC)
         self._side: Owner | Follower | None = None
         self._settled = asyncio.Event()
-        self._trouble = StorageError(f"{self._path} is being opened")
+        self._trouble: StorageError
         self._engine_seen_at: float | None = None
         self._keeper: asyncio.Task[None] | None = None
         self.wake: Callable[[], None] | None = None
@@ -70,6 +70,7 @@ class Share:
     async def aclose(self) -> None:
         """Finish what was begun, and leave the file to the others."""
         self.closing = True
+        self._settled.set()  # nobody waits for the next owner any more
         if self._side is not None:
             self._side.stop()
         if self._keeper is not None and not self._keeper.done():  # done: with the event loop that it lived in
@@ -80,14 +81,14 @@ class Share:
 
     async def side(self) -> Owner | Follower:
         """Whoever answers now. Raises StorageError if there is nobody for so long that the caller should know."""
-        if self._side is not None and self._settled.is_set():  # almost always
-            return self._side
-        try:
-            async with asyncio.timeout(PATIENCE_SECONDS):
-                while self._side is None or not self._settled.is_set():
+        if self._side is None or not self._settled.is_set():  # almost never
+            with suppress(TimeoutError):
+                async with asyncio.timeout(PATIENCE_SECONDS):
                     await self._settled.wait()
-        except TimeoutError:
-            raise self._trouble from None
+        if self.closing:
+            raise StorageError(f"{self._path} was closed meanwhile")
+        if self._side is None or not self._settled.is_set():
+            raise type(self._trouble)(str(self._trouble))
         return self._side
 
     def lost(self, side: Owner | Follower) -> None:
@@ -109,13 +110,19 @@ class Share:
         return seen_at is not None and self.loop.time() - seen_at < IDLE_SECONDS
 
     async def _keep(self) -> None:
+        assert self._side is not None  # noqa: S101 - open() has found one
         while True:
-            assert self._side is not None  # noqa: S101 - open() has found one
             await self._side.over()
             self._settled.clear()
-            await self._side.aclose()
-            self._settle(await self._find(until=None))
-            logger.info("%s changed hands; this process is now its %s", self._path, self.role)
+            try:
+                await self._side.aclose()
+                self._settle(await self._find(until=None))
+            except Exception:
+                # A fault of this library must not end that search for good: it shows, and we go on.
+                logger.exception("%s: no new owner could be found; we try again", self._path)
+                await asyncio.sleep(TROUBLE_SECONDS)
+            else:
+                logger.info("%s changed hands; this process is now its %s", self._path, self.role)
 
     def _settle(self, side: Owner | Follower) -> None:
         self._side = side
@@ -131,6 +138,7 @@ class Share:
         Raises:
             StorageError: It can't be opened.
         """
+        self._trouble = StorageError(f"{self._path} is changing hands, and nobody has it yet")
         may_own_at = 0.0 if until is not None or self._delivers() else self.loop.time() + RELUCTANCE_SECONDS
         while True:
             pause = RETRY_SECONDS

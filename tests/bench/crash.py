@@ -177,6 +177,7 @@ class Worker:
             *self._command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
         )
         self._reading = asyncio.create_task(self._read())
+        self.accepted_at = 0.0
 
     async def kill(self) -> None:
         self.process.send_signal(signal.SIGKILL)
@@ -277,7 +278,7 @@ async def run(path: Path, kills: int, chance: random.Random) -> tuple[Report, Fi
 
 
 async def _kill(chosen: list[Worker], workers: list[Worker], owner: Worker | None, report: Report) -> None:
-    survivors = [worker for worker in workers if worker not in chosen]
+    survivors = [worker for worker in workers if worker not in chosen and worker.accepted_at]  # not one that starts
     killed_at = time.monotonic()
     await asyncio.gather(*(worker.kill() for worker in chosen))
     report.rounds += 1

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -162,6 +162,24 @@ async def test_when_nobody_takes_over_the_caller_hears_that_it_is_not_known(path
     with locked(path), pytest.raises(StorageError, match=r"not known: repeat it with the same Message-ID"):
         await sending
     await storage.aclose()
+
+
+async def test_nobody_waits_for_an_owner_in_a_store_that_closes(path):
+    """Whoever called hears at once that it is not known."""
+    storage = SQLiteStorage(path)
+    dying = _DiesBeforeItAnswers(path, [])
+    with ExitStack() as lock:
+        async with scripted_owner(path, dying):
+            await storage.open(NOW)
+            sending = asyncio.create_task(storage.enqueue([email()]))
+            await dying.died.wait()
+        lock.enter_context(locked(path))
+        while role(storage) == "follower":  # noqa: ASYNC110 - nothing tells of that moment
+            await asyncio.sleep(0)
+        await storage.aclose()
+
+        with pytest.raises(StorageError, match=r"closed meanwhile.* not known"):
+            await sending
 
 
 async def test_an_owner_that_holds_no_lock_is_none(path, monkeypatch):
