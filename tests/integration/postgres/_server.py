@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,10 +44,12 @@ class Server:
 
     def __init__(self, binaries: Path) -> None:
         self._home = Path(tempfile.mkdtemp(prefix="mailstrom-postgres-"))
-        self._user = NOBODY if os.getuid() == 0 else None
-        if self._user is not None:
-            os.chown(self._home, self._user, self._user)
+        self._as_user: dict[str, Any] = {}
+        if os.getuid() == 0:
+            self._as_user = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
+            os.chown(self._home, NOBODY, NOBODY)
         self._binaries = self._usable(binaries)
+        self._watchdog = self._start_watchdog()
         self.port = 0
 
     @property
@@ -78,10 +81,21 @@ class Server:
         self.start()
 
     def destroy(self) -> None:
-        try:
-            self.stop("immediate")
-        finally:
-            shutil.rmtree(self._home)
+        self._watchdog.communicate(timeout=50)
+        shutil.rmtree(self._home, ignore_errors=True)  # what nobody may not remove
+
+    def _start_watchdog(self) -> subprocess.Popen[bytes]:
+        """Stops the server and removes its directory when its standard input ends: with us, however we end."""
+        script = 'cat; "$0" stop -D "$1/data" -m immediate; rm -rf "$1"'
+        return subprocess.Popen(
+            ["sh", "-c", script, str(self._binaries / "pg_ctl"), str(self._home)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+            start_new_session=True,
+            **self._as_user,
+        )
 
     @property
     def _data(self) -> str:
@@ -105,15 +119,13 @@ class Server:
             # Not a pipe: the server inherits it, and we would wait for its end.
             subprocess.run(
                 command,
-                user=self._user,
-                group=self._user,
-                extra_groups=[] if self._user is not None else None,
                 cwd=self._home,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 check=True,
                 timeout=50,
+                **self._as_user,
             )
 
 

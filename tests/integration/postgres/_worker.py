@@ -1,4 +1,5 @@
-"""A process that only delivers: `python _worker.py DSN SCHEMA PORT LEASE`. Says so, then goes on until it is killed."""
+"""A process that only delivers: `python _worker.py DSN SCHEMA PORT LEASE`. Says so, then goes on until it is killed,
+or its standard input ends."""
 
 import asyncio
 import sys
@@ -14,7 +15,7 @@ async def main(dsn: str, schema: str, port: int, lease: timedelta) -> None:
     async with Mailstrom(config, PostgresStorage(dsn, schema=schema)):
         sys.stdout.write("delivering\n")
         sys.stdout.flush()
-        await asyncio.Event().wait()
+        await asyncio.to_thread(sys.stdin.read)
 
 
 asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), timedelta(seconds=float(sys.argv[4]))))

@@ -147,6 +147,7 @@ async def worker(dsn: str, schema: str, port: int) -> AsyncIterator[asyncio.subp
         sys.executable,
         str(Path(__file__).with_name("_worker.py")),
         *[dsn, schema, str(port), "2"],
+        stdin=asyncio.subprocess.PIPE,  # ends with this process, and then so does the worker
         stdout=asyncio.subprocess.PIPE,
         env={"PYTHONPATH": str(ROOT), "PATH": ""},
     )
