@@ -138,6 +138,16 @@ async def test_a_fork_of_a_dead_owner_is_not_taken_for_it(path):
             os.kill(fork, signal.SIGKILL)
 
 
+async def test_an_owner_whose_event_loop_is_busy_serves_the_others(path):
+    """Row C18: what holds up one application does not hold up those that share its file."""
+    async with worker(path) as one, opened(path) as two:
+        assert await one.ask("block") == "blocked"
+        await two.enqueue([email()])
+        assert len(await two.recent(None, 10)) == 1
+
+        assert await one.ask("go on") == "went on"
+
+
 async def test_an_owner_that_is_stopped_is_waited_for_some_seconds_only(path, monkeypatch):
     """The lock is still its own, so nobody may take over; whoever sends is told so. When it goes on, so does all."""
     monkeypatch.setattr(_sqlite_follower, "SILENCE_SECONDS", 0.5)

@@ -1,6 +1,6 @@
 """A process that opens a file and does what it is told on standard input, a line at a time; it answers with one line.
 
-accept ID    role    fork    (the end of the input) close
+accept ID    role    fork    block    (the end of the input) close
 """
 
 import asyncio
@@ -35,6 +35,10 @@ async def obey(storage: SQLiteStorage, command: str, *arguments: str) -> str:
             return "accepted"
         if command == "fork":
             return str(fork())
+        if command == "block":
+            say("blocked")
+            sys.stdin.readline()  # in the thread of the event loop
+            return "went on"
         return repr(storage)
     except MailstromError as error:
         return f"{type(error).__name__}: {error}"
