@@ -22,6 +22,7 @@ from mailstrom_async.storage._sqlite_wire import (
     Splitter,
     frame,
     pack_fault,
+    why_unreadable,
 )
 
 logger = logging.getLogger("mailstrom_async")
@@ -189,7 +190,8 @@ class _Guest(asyncio.Protocol):
             for one in self._splitter.feed(data):
                 self._begin(one)
         except (BrokenFrame, ValueError, KeyError) as error:
-            logger.warning("%s: a process that sent what nobody can read was cut off: %s", self._path, error)
+            why = why_unreadable(error)
+            logger.warning("%s: a process that sent what nobody can read was cut off: %s", self._path, why)
             self.abort()
         except StorageError:  # a lane is not served any more, so there will be another owner: let it be asked
             self.abort()

@@ -19,6 +19,7 @@ from mailstrom_async.storage._sqlite_wire import (
     check_greeting,
     frame,
     unpack_fault,
+    why_unreadable,
 )
 
 logger = logging.getLogger("mailstrom_async")
@@ -170,7 +171,7 @@ class Follower(asyncio.Protocol):
             for one in self._splitter.feed(data):
                 self._answered(one)
         except (BrokenFrame, ValueError) as error:
-            logger.warning("%s: its owner sent what nobody can read: %s", self._path, error)
+            logger.warning("%s: its owner sent what nobody can read: %s", self._path, why_unreadable(error))
             self.hang_up()
 
     def pause_writing(self) -> None:

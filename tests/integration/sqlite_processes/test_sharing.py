@@ -11,7 +11,7 @@ from mailstrom_async import AlreadyQueued, MailerStateError, QueueFull, StorageE
 from mailstrom_async.storage import SQLiteStorage, _sqlite_follower, _sqlite_share
 from mailstrom_async.storage._file_lock import locked
 from mailstrom_async.storage._sqlite_socket import is_trusted, socket_of
-from mailstrom_async.storage._sqlite_wire import GREETING
+from mailstrom_async.storage._sqlite_wire import GREETING, Packed, frame
 from mailstrom_async.testing._contract.ground import NOW, email, states_of
 
 from .conftest import becomes, opened, role, scripted_owner
@@ -199,6 +199,17 @@ async def test_a_guest_that_talks_nonsense_is_cut_off_alone(owner, follower, pat
     assert "cut off" in caplog.text
     writer.close()
     await follower.enqueue([email()])
+
+
+async def test_mail_that_nobody_can_read_is_not_quoted_in_the_log(owner, path, caplog):
+    """An address in it may be a hidden one."""
+    reader, writer = await asyncio.open_unix_connection(socket_of(path))
+    writer.write(frame(1, 2, Packed(b'["hidden@example.net"]')))
+
+    assert await asyncio.wait_for(reader.read(), 20) == GREETING
+    assert "cut off" in caplog.text
+    assert "hidden" not in caplog.text
+    writer.close()
 
 
 async def test_an_owner_that_talks_nonsense_is_left(path, caplog):
