@@ -1,5 +1,6 @@
 """A message as the store holds it and the wire carries it."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -51,14 +52,17 @@ class PreparedEmail:
         )
 
 
+def _stuff(lines: bytes) -> bytes:
+    stuffed = lines.replace(b"\r\n.", b"\r\n..")
+    return b"." + stuffed if stuffed.startswith(b".") else stuffed
+
+
 @dataclass(frozen=True, repr=False)
 class QueuedMessage:
     """The part of a stored message that all its deliveries share. One object serves all claims of a batch.
 
     Attributes:
         key: The store's own key, independent of the Message-ID.
-        stuffed: The content as it goes between DATA and its reply: dot-stuffed (RFC 5321 section 4.5.2), and ended
-            by a line with one dot. Made once for each claimed message, not once for each host.
     """
 
     key: int
@@ -70,12 +74,33 @@ class QueuedMessage:
     queued_at: datetime
     expires_at: datetime
 
+    def on_the_wire(self, size: int) -> Iterator[bytes]:
+        """The content as it goes between DATA and its reply, in pieces of about `size` bytes: dot-stuffed (RFC 5321
+        section 4.5.2), and ended by a line with one dot.
+
+        What fits into one piece is made once for the message and not once for each host; of a large one no whole copy
+        is made, nor is the event loop held up for all of it.
+        """
+        if len(self.content) <= size:
+            yield self._stuffed
+            return
+        start = 0
+        while len(self.content) - start > size:
+            # Cut where a line ends, so that a dot at the begin of a piece is one at the begin of a line.
+            end = self.content.rfind(b"\n", start, start + size) + 1 or self.content.find(b"\n", start) + 1
+            if not end:
+                break
+            yield _stuff(self.content[start:end])
+            start = end
+        yield _stuff(self.content[start:]) + self._end
+
     @cached_property
-    def stuffed(self) -> bytes:
-        body = self.content.replace(b"\r\n.", b"\r\n..")
-        if body.startswith(b"."):
-            body = b"." + body
-        return body + (b".\r\n" if body.endswith(b"\r\n") else b"\r\n.\r\n")
+    def _stuffed(self) -> bytes:
+        return _stuff(self.content) + self._end
+
+    @property
+    def _end(self) -> bytes:
+        return b".\r\n" if self.content.endswith(b"\r\n") else b"\r\n.\r\n"
 
     def __repr__(self) -> str:
         return f"<QueuedMessage {self.message_id!r} [{len(self.content)} bytes]>"

@@ -270,7 +270,7 @@ class Transaction:
         self.unfinished = False
 
     async def _content(self, message: QueuedMessage) -> None:
-        whole = await self._upload(message.stuffed)
+        whole = await self._upload(message)
         if whole:
             self._phase = Phase.END_OF_DATA
         answer = await self._answer(self._timeouts.end_of_data)
@@ -282,22 +282,21 @@ class Transaction:
         if not whole:
             self._wire.abort()
 
-    async def _upload(self, stuffed: bytes) -> bool:
+    async def _upload(self, message: QueuedMessage) -> bool:
         """Send the content; False: the server answered before it had all of it."""
-        view = memoryview(stuffed)
-        self._wire.transcript.ours(f"({len(view)} bytes of content)")
+        self._wire.transcript.ours(f"({len(message.content)} bytes of content)")
         self._wire.expect()
-        written = False
-        for start in range(0, len(view), CHUNK):
-            if start:
+        written = None
+        for piece in message.on_the_wire(CHUNK):
+            if written is not None:
                 await self._wire.drain(self._timeouts.block.total_seconds())
                 if self._wire.answered:
                     return False
-            written = self._wire.write(view[start : start + CHUNK])
-        self._unanswered = written
+            written = self._wire.write(piece)
+        self._unanswered = bool(written)
         if self._wire.unsent:
             await self._wire.drain(self._timeouts.block.total_seconds())
-        self._sent = written and not self._wire.unsent
+        self._sent = self._unanswered and not self._wire.unsent
         if self._sent:
             self._send_next()
         return not self._wire.unsent or self._sent

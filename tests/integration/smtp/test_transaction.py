@@ -66,7 +66,7 @@ async def test_the_transcript_tells_what_was_said(client, extensions):
         "S: 550 5.1.1 no such user",
         "C: DATA",
         "S: 354 End with a dot on a line by itself",
-        "C: (36 bytes of content)",
+        "C: (33 bytes of content)",
         "S: 250 2.0.0 Taken as 2",
     )
 
