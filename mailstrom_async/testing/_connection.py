@@ -46,6 +46,7 @@ class Connection(asyncio.Protocol):
         self.ledger = ledger
         self.buffer = bytearray()
         self.busy = False
+        self.stands = False
         self.lost = asyncio.get_running_loop().create_future()
         self.transport: asyncio.Transport
         self._replies: list[bytes] = []
@@ -77,6 +78,10 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's are no subclass of it
+        if self.lost.done():
+            self.transport.abort()  # the server closed while it was being accepted
+            return
+        self.stands = True
         self._guard(self.begin)
 
     def data_received(self, data: bytes) -> None:
@@ -141,6 +146,10 @@ class Connection(asyncio.Protocol):
 
     def abort(self) -> None:
         """Drop the connection because the server closes."""
+        if not self.stands:
+            if not self.lost.done():
+                self.lost.set_result(None)  # it may never come to stand
+            return
         self._fall_silent()
         self.transport.abort()
 

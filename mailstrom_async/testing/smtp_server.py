@@ -130,7 +130,7 @@ class SMTPServer:
 
     async def disconnect(self) -> None:
         """Close all connections in order, as servers do with idle ones. New ones are accepted."""
-        closing = list(self._connections)
+        closing = [connection for connection in self._connections if connection.stands]
         for connection in closing:
             connection.close()
         await asyncio.gather(*(connection.lost for connection in closing))
@@ -151,6 +151,8 @@ class SMTPServer:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         assert self._server is not None
+        for _ in range(3):
+            await asyncio.sleep(0)  # asyncio forgets a connection that it is just accepting when its server closes
         self._server.close()
         closing = list(self._connections)
         for connection in closing:

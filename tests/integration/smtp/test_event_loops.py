@@ -1,6 +1,7 @@
 """The same on uvloop, whose transports are not asyncio's."""
 
 import asyncio
+import socket
 from datetime import timedelta
 
 import pytest
@@ -138,3 +139,13 @@ async def test_a_server_ends_in_the_middle_of_a_handshake(raw_server, certificat
 
         assert await reader.read() == b""
         writer.close()
+
+
+@pytest.mark.parametrize("rounds", range(6))
+async def test_a_server_ends_while_it_accepts(rounds):
+    """The scripted server's own end, at whatever moment of a connection's first ones."""
+    async with asyncio.timeout(5):
+        async with SMTPServer() as server:
+            with socket.create_connection((server.host, server.port)):
+                for _ in range(rounds):
+                    await asyncio.sleep(0)
