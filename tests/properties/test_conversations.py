@@ -237,7 +237,7 @@ codes = st.builds(
 
 async def honest_server(line: Line, messages: tuple[Replies, Replies], size: int) -> None:
     """Answer each command as it comes, in pieces of `size` bytes."""
-    read, number, rcpt, in_content = 0, -1, 0, False
+    read, number, rcpt, in_content, begun = 0, -1, 0, False, False
     outgoing = bytearray()
     while not line.closing:
         heard = bytes(line.written)
@@ -246,10 +246,13 @@ async def honest_server(line: Line, messages: tuple[Replies, Replies], size: int
             command, read = heard[read:found], found + len(end)
             code = 250
             if in_content:
-                code, in_content = messages[number].dot, False
+                code, in_content, begun = messages[number].dot, False, False
             elif command.startswith(b"MAIL"):
                 number, rcpt = number + 1, 0
-                code = messages[number].mail
+                code = 503 if begun else messages[number].mail  # one at a time: RSET ends what was not sent
+                begun = begun or code < 400
+            elif command == b"RSET":
+                begun = False
             elif command.startswith(b"RCPT"):
                 code, rcpt = messages[number].rcpt[rcpt], rcpt + 1
             elif command == b"DATA":
