@@ -18,6 +18,9 @@ RSET = b"RSET\r\n"
 DATA = b"DATA\r\n"
 LONE_DOT = b".\r\n"
 
+SMALL = 16 * 1024
+"""Bytes of a content that fit into the kernel's buffer together with an envelope, unless the server reads nothing."""
+
 START_INPUT = 354
 _ENVELOPE = (Phase.MAIL, Phase.RCPT, Phase.DATA)
 # Insufficient storage, and what RFC 821 called it: at RCPT, after others were taken, both mean "no more of them in this
@@ -128,6 +131,7 @@ class Transaction:
         self._envelope_until = math.inf
         self._unanswered = False  # the whole message is written, its reply is not here
         self._sent = False  # the kernel has all of it; what is unsent then belongs to the next one
+        self._mixed = False  # what is unsent may belong to this message or to the next one
         self._reset_refused = False
         self._decided: dict[str, Refusal] = {}
         self._accepted: list[str] = []
@@ -174,7 +178,7 @@ class Transaction:
     @property
     def in_doubt(self) -> bool:
         """The server may have the whole message, and its reply to it did not come."""
-        return self._unanswered and (self._sent or not self._wire.unsent)
+        return self._unanswered and (self._sent or self._mixed or not self._wire.unsent)
 
     def _before_mail(self, broken: Broken) -> bool:
         """The server had ended the session before it answered MAIL, by a 421 or without a word."""
@@ -286,6 +290,27 @@ class Transaction:
         """Send the content; False: the server answered before it had all of it."""
         self._wire.transcript.ours(f"({len(message.content)} bytes of content)")
         self._wire.expect()
+        if len(message.content) <= SMALL and not self._wire.encrypted:
+            return await self._send_small(b"".join(message.on_the_wire(CHUNK)))
+        return await self._send_large(message)
+
+    async def _send_small(self, content: bytes) -> bool:
+        """Send a content that the kernel takes at once, and the next envelope with it: one system call for both.
+
+        Should the kernel not take all, what it did not take tells whether the content is gone. If the connection breaks
+        meanwhile, nobody can tell, and the message is in doubt.
+        """
+        group = b"".join(self._next_group())
+        self._unanswered = self._wire.write(content + group)
+        self._sent = not self._wire.unsent
+        if self._wire.unsent:
+            self._mixed = bool(group)
+            await self._wire.drain(self._timeouts.block.total_seconds())
+            self._sent = self._wire.buffered <= len(group)
+        return self._sent
+
+    async def _send_large(self, message: QueuedMessage) -> bool:
+        """Send a content piece by piece, and the next envelope when the kernel has all of it."""
         written = None
         for piece in message.on_the_wire(CHUNK):
             if written is not None:
@@ -297,17 +322,18 @@ class Transaction:
         if self._wire.unsent:
             await self._wire.drain(self._timeouts.block.total_seconds())
         self._sent = self._unanswered and not self._wire.unsent
-        if self._sent:
-            self._send_next()
-        return not self._wire.unsent or self._sent
+        if self._sent and (group := self._next_group()):
+            self._wire.write(b"".join(group))
+        return self._sent or not self._wire.unsent
 
-    def _send_next(self) -> None:
-        """Send the next envelope behind the end of the content, where that is possible: the end of the content is the
-        begin of another group (RFC 2920 section 3.1). Not before the kernel has the content, or nobody could tell any
-        more whether the server may have it."""
+    def _next_group(self) -> list[bytes]:
+        """The next envelope, to be sent behind the end of the content where that is possible: the end of the content is
+        the begin of another group (RFC 2920 section 3.1). Empty: there is none."""
         following = self._write_next() if self._pipelining and not self._postponed else None
-        if following is not None:
-            self._wire.send(following.group)
+        if following is None:
+            return []
+        self._wire.expect(len(following.group))
+        return following.group
 
     async def _ask(self, phase: Phase, command: bytes) -> Answer:
         """Send a command, unless it went out with its group, and wait for its reply."""

@@ -48,6 +48,7 @@ class Wire(asyncio.Protocol):
         self._replies = ReplyQueue()
         self._lost: str | None = "closed the connection" if transport.is_closing() else None
         self._waiter: asyncio.Future[bool] | None = None
+        self._encrypted = transport.get_extra_info("ssl_object") is not None
         # Writing pauses as soon as the kernel takes no more, and goes on once it has taken all: so "not paused" means
         # sent. (1, not 0: asyncio's TLS transport pauses for ever at a high-water mark of 0.)
         transport.set_write_buffer_limits(high=1, low=0)
@@ -85,6 +86,16 @@ class Wire(asyncio.Protocol):
     def usable(self) -> bool:
         """It stands, it is in step, and nothing came unasked."""
         return self._lost is None and self._replies.in_step and not self._transport.is_closing()
+
+    @property
+    def encrypted(self) -> bool:
+        """Bytes are not what they were any more when they are written: nobody can tell which of them the kernel has."""
+        return self._encrypted
+
+    @property
+    def buffered(self) -> int:
+        """Bytes that the kernel has not taken."""
+        return self._transport.get_write_buffer_size()
 
     @property
     def answered(self) -> bool:
