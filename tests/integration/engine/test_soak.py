@@ -91,6 +91,14 @@ class World:
     latest: dict[object, str] = field(default_factory=dict)  # by session: the sender of its transaction
     messages: dict[object, int] = field(default_factory=dict)  # by session: how many were taken before
     broken: list[str] = field(default_factory=list)
+    overlaps: list[tuple[Recipient, Context, int]] = field(default_factory=list)
+
+    def check_overlaps(self) -> None:
+        """I15. A server may not have seen yet that we dropped its connection before we went elsewhere; but if it took
+        anything more over it, we had not."""
+        for recipient, other, taken in self.overlaps:
+            if other.session.messages > taken:
+                self.broken.append(f"I15: {recipient} in two transactions at once")
 
     def tried(self, context: Context, sender: str) -> None:
         """A server was told a recipient (I10, I15, I16)."""
@@ -100,7 +108,7 @@ class World:
         self.messages[context.session] = context.session.messages
         other = self.under_way.get(recipient)
         if other is not None and other.session is not context.session and self.goes_on(other, sender):
-            self.broken.append(f"I15: {recipient} in two transactions at once")
+            self.overlaps.append((recipient, other, other.session.messages))
         self.under_way[recipient] = context
         state, _ = self.known.get(recipient, ("queued", 0))
         if RANK[state] == 2 and sender not in self.cancelled:
@@ -230,6 +238,7 @@ async def test_whatever_happens_the_promises_are_kept(tmp_path, kind, seed):
         copies = [message for server in internet.exchangers.values() for message in server.messages]
         assert [violation for server in internet.exchangers.values() for violation in server.violations] == []
         await judge(soak, copies)
+    soak.world.check_overlaps()
     assert soak.world.broken == []
     assert claims_left(storage, tmp_path) == 0
 
