@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from ipaddress import ip_address
@@ -21,6 +22,8 @@ LONGEST_TTL = timedelta(days=1)
 NEGATIVE_TTL = timedelta(seconds=60)
 """How long "there is none" holds: c-ares does not tell what the zone says."""
 TRIES = 3
+AT_ONCE = 64
+LONG_SECONDS = 0.5
 MOST_ALIASES = 10
 """CNAMEs behind one another. RFC 1034 section 3.6.2 wants none behind another; nobody needs that many."""
 CHANNEL_LIFE = 60.0
@@ -51,6 +54,33 @@ class _Answer:
     aliases: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
+class _Turns:
+    """How many questions are asked at once. A thousand in one burst overflow the nameserver's buffer or ours, and each
+    that is lost costs seconds. One that stays unanswered for long is not counted any more: it keeps nobody else back.
+    """
+
+    def __init__(self) -> None:
+        self._free = asyncio.Semaphore(AT_ONCE)
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncGenerator[None]:
+        await self._free.acquire()
+        counted = True
+
+        def count_no_more() -> None:
+            nonlocal counted
+            if counted:
+                counted = False
+                self._free.release()
+
+        timer = asyncio.get_running_loop().call_later(LONG_SECONDS, count_no_more)
+        try:
+            yield
+        finally:
+            timer.cancel()
+            count_no_more()
+
+
 class AiodnsResolver:
     """Looks names up with the given nameservers, or the system's; in DNS only, not in /etc/hosts.
 
@@ -64,8 +94,10 @@ class AiodnsResolver:
         self._timeout = timeout
         self._channel: _Channel | None = None
         self._retired: set[_Channel] = set()
+        self._turns = _Turns()
 
     async def open(self) -> None:
+        self._turns = _Turns()  # those of an earlier life may belong to another event loop
         try:
             self._channel = self._new_channel()
         except (aiodns.error.DNSError, pycares.AresError, ValueError, OSError) as error:
@@ -129,7 +161,8 @@ class AiodnsResolver:
         channel = await self._fresh_channel()
         channel.lookups += 1
         try:
-            result = await channel.resolver.query_dns(name, kind)
+            async with self._turns.turn():
+                result = await channel.resolver.query_dns(name, kind)
         except aiodns.error.DNSError as error:
             code = error.args[0] if error.args else 0
             if code in (NODATA, NXDOMAIN, BAD_NAME):
@@ -160,6 +193,7 @@ class AiodnsResolver:
             raise ResolutionFailed("the resolver is not open")
         if asyncio.get_running_loop().time() < channel.fresh_until:
             return channel
+        self._turns = _Turns()  # those of an earlier life may belong to another event loop
         try:
             self._channel = self._new_channel()
         except (aiodns.error.DNSError, pycares.AresError, OSError) as error:

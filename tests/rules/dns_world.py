@@ -9,7 +9,7 @@ from mailstrom_async import Config, Email, Mailstrom, MemoryStorage, MessageStat
 from mailstrom_async.dns import MX, AddressAnswer, MXAnswer, Resolver
 from mailstrom_async.testing import FakeInternet, ManualClock
 
-PATIENCE = timedelta(seconds=20)
+PATIENCE = timedelta(seconds=60)
 TO = "ada@example.net"
 
 DELIVERED = "V"

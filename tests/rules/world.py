@@ -22,7 +22,7 @@ from mailstrom_async import (
 )
 from mailstrom_async.testing import FakeInternet, ManualClock, Scripted, SMTPServer
 
-PATIENCE = timedelta(seconds=20)
+PATIENCE = timedelta(seconds=60)
 MINUTE = timedelta(minutes=1)
 DOMAIN = "example.net"
 A, B, C, D = (f"{name}@{DOMAIN}" for name in "abcd")

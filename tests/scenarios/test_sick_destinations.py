@@ -8,7 +8,7 @@ import pytest
 from mailstrom_async import Config, Email, Limits, Mailstrom, MemoryStorage
 from mailstrom_async.testing import FakeInternet, Fault, Gate, Hang
 
-PATIENCE = timedelta(seconds=30)
+PATIENCE = timedelta(seconds=60)
 NO_GRACE = timedelta(0)
 
 
