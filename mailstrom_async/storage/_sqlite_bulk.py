@@ -20,7 +20,7 @@ from mailstrom_async._envelope import Delivery, PendingRecipient, QueuedMessage,
 from mailstrom_async._model import Frozen
 from mailstrom_async._status import FINAL_STATES
 from mailstrom_async.storage._rules import destinations, final_at
-from mailstrom_async.storage._sqlite_rows import to_integer, to_time
+from mailstrom_async.storage._sqlite_rows import LARGE, to_integer, to_time
 from mailstrom_async.storage.base import Acceptance, Due, Record, Recorded
 
 FEW = 100
@@ -37,8 +37,10 @@ def enqueue(connection: sqlite3.Connection, acceptances: Sequence[Acceptance]) -
     """Insert messages that nobody knows yet; for each the entries of its deliveries.
 
     Raises:
-        Unusual: A Message-ID is known, or a text has no JSON; nothing was written.
+        Unusual: A Message-ID is known, a content is large, or a text has no JSON; nothing was written.
     """
+    if any(len(acceptance.prepared.content) > LARGE for acceptance in acceptances):
+        raise Unusual
     ids = [acceptance.prepared.message_id for acceptance in acceptances]
     known = connection.execute(
         "SELECT 1 FROM json_each(?) AS j JOIN messages ON message_id = j.value LIMIT 1", (_json(ids),)
@@ -128,8 +130,9 @@ def claim(
         pending.setdefault(delivery_id, []).append(PendingRecipient(address, state, attempts))
     contents: dict[int, bytes] = dict(
         connection.execute(
-            "SELECT message, content FROM contents WHERE message IN (SELECT value FROM json_each(?))",
-            (_json([row[1] for row in rows]),),
+            "SELECT message, content FROM contents WHERE message IN (SELECT value FROM json_each(?))"
+            " AND length(content) <= ?",
+            (_json([row[1] for row in rows]), LARGE),
         ).fetchall()
     )
     messages: dict[int, QueuedMessage] = {}

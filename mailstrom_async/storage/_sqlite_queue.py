@@ -15,7 +15,14 @@ from mailstrom_async.storage import _sqlite_bulk as bulk
 from mailstrom_async.storage._rules import as_stored, destinations
 from mailstrom_async.storage._sqlite_errors import Unreadable
 from mailstrom_async.storage._sqlite_reads import key_of, status
-from mailstrom_async.storage._sqlite_rows import destination_of, due, pending_recipients, queued_message, to_integer
+from mailstrom_async.storage._sqlite_rows import (
+    destination_of,
+    due,
+    pending_recipients,
+    queued_message,
+    to_integer,
+    write_content,
+)
 from mailstrom_async.storage._sqlite_settle import (
     Row,
     abandon,
@@ -247,7 +254,7 @@ def _insert_message(connection: sqlite3.Connection, key: int, acceptance: Accept
         if error.sqlite_errorcode != sqlite3.SQLITE_CONSTRAINT_UNIQUE:
             raise
         raise AlreadyQueued(prepared.message_id) from error
-    connection.execute("INSERT INTO contents VALUES (?, ?)", (key, prepared.content))
+    write_content(connection, key, prepared.content)
 
 
 def _insert_deliveries(connection: sqlite3.Connection, key: int, first_id: int, acceptance: Acceptance) -> list[Due]:

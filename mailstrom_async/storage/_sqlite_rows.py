@@ -16,6 +16,9 @@ from mailstrom_async._status import Attempt, DeliveryResult, Queued
 from mailstrom_async.storage._sqlite_errors import Unreadable, primary_code
 from mailstrom_async.storage.base import Due
 
+LARGE = 1024 * 1024
+"""Bytes of a content from which on it is worth to save a copy of it."""
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _STATES = frozenset(get_args(RecipientState))
@@ -89,13 +92,14 @@ def queued_message(connection: sqlite3.Connection, key: int) -> QueuedMessage:
     """A message with its content."""
     with reading("the message"):
         row = connection.execute(
-            "SELECT message_id, sender, content, smtputf8, eight_bit, queued_at, expires_at"
+            "SELECT message_id, sender, length(content), smtputf8, eight_bit, queued_at, expires_at"
             " FROM messages LEFT JOIN contents ON message = key WHERE key = ?",
             (key,),
         ).fetchone()
         if row is None or row[2] is None:
             raise Unreadable("its content is missing")
-        message_id, sender, content, smtputf8, eight_bit, queued_at, expires_at = row
+        message_id, sender, _, smtputf8, eight_bit, queued_at, expires_at = row
+        content = read_content(connection, key)
         return QueuedMessage(
             key=key,
             message_id=message_id,
@@ -106,6 +110,24 @@ def queued_message(connection: sqlite3.Connection, key: int) -> QueuedMessage:
             queued_at=to_time(queued_at),
             expires_at=to_time(expires_at),
         )
+
+
+def write_content(connection: sqlite3.Connection, key: int, content: bytes) -> None:
+    """Store the content of a message. A large one goes in piece by piece: a statement would have it copied whole."""
+    if len(content) <= LARGE:
+        connection.execute("INSERT INTO contents VALUES (?, ?)", (key, content))
+        return
+    connection.execute("INSERT INTO contents VALUES (?, zeroblob(?))", (key, len(content)))
+    view = memoryview(content)
+    with connection.blobopen("contents", "content", key) as blob:
+        for start in range(0, len(view), LARGE):
+            blob.write(view[start : start + LARGE])
+
+
+def read_content(connection: sqlite3.Connection, key: int) -> bytes:
+    """The content of a message, in one copy. Raises sqlite3.OperationalError if it is not there."""
+    with connection.blobopen("contents", "content", key, readonly=True) as blob:
+        return blob.read()
 
 
 def destination_of(connection: sqlite3.Connection, delivery_id: int) -> str:

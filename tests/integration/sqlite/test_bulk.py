@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from mailstrom_async.storage import Acceptance, Record
 from mailstrom_async.storage import _sqlite_bulk as bulk
 from mailstrom_async.storage import _sqlite_queue as queue
 from mailstrom_async.storage._sqlite_file import open_file
+from mailstrom_async.storage._sqlite_rows import LARGE
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 LATER = NOW + timedelta(minutes=1)
@@ -134,3 +136,20 @@ def test_what_has_no_json_is_unusual(databases):
         bad = cancelled(NOW).model_copy(update={"reason": reason})
         with pytest.raises(bulk.Unusual):
             bulk.record(one, [records[0], Record(claims[1], {"a@example.net": bad}, None, None)])
+
+
+@pytest.mark.parametrize("size", [LARGE, LARGE + 1, 3 * LARGE + 7])
+def test_a_large_content_is_stored_and_claimed_byte_for_byte(databases, size):
+    """Row C19: it goes in and out piece by piece, without a copy for SQLite; alone or in company."""
+    connection, _ = databases
+    content = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
+    large = acceptance(1, "a@example.net")
+    large = replace(large, prepared=replace(large.prepared, content=content))
+    if size > LARGE:
+        with pytest.raises(bulk.Unusual):
+            bulk.enqueue(connection, [large])
+    dues = queue.Enqueue([large, acceptance(2, "a@example.net")], None)(connection)
+    claims = queue.claim(connection, [due.delivery_id for due in dues], "me", NOW, LATER)
+
+    assert {claim.message.message_id: claim.message.content for claim in claims}["1@example.org"] == content
+    assert len(claims) == 2
