@@ -17,6 +17,9 @@ from mailstrom_async import (
     Mailstrom,
     MemoryStorage,
     MessageStatus,
+    RecipientDeferred,
+    RecipientDelivered,
+    RecipientFailed,
     RecipientStatus,
     Timeouts,
 )
@@ -96,13 +99,17 @@ class Mail:
 
     async def completed(self, step: timedelta | None = None) -> dict[str, Seen]:
         """Each recipient's state at the end, while the clock goes on (default: from one due time to the next)."""
-        async with asyncio.timeout(PATIENCE.total_seconds()):
+        outcomes = (RecipientDelivered, RecipientDeferred, RecipientFailed)
+        async with asyncio.timeout(PATIENCE.total_seconds()), self.mailer.events(*outcomes) as events:
             while not (status := await self.status()).completed:
+                due = [r.result.next_attempt_at for r in status.recipients if r.result.state == "deferred"]
                 if step is not None:
                     self._clock.advance(step)
-                elif due := [r.result.next_attempt_at for r in status.recipients if r.result.state == "deferred"]:
+                    await asyncio.sleep(0)
+                    continue
+                if due:
                     self._clock.set(max(self._clock.now(), min(due)))
-                await asyncio.sleep(0)
+                await anext(events)
         return self._read(status)
 
     async def status(self) -> MessageStatus:
