@@ -141,7 +141,7 @@ def wait_for_port(port: int) -> None:
 async def mailer(port: int, folder: str, *, deliver: bool = True) -> AsyncIterator[Mailstrom]:
     """Direct delivery with real lookups, and a store on this machine's disk."""
     records = {DOMAIN: {"MX": ["10 mx.example.net"]}, "mx.example.net": {"A": ["127.0.0.1"]}}
-    async with DNSServer(records) as dns:
+    async with DNSServer(records, ttl=300) as dns:  # as real zones have it: a lookup now and then, not one a mail
         config = Config(
             helo_name="app.example.org",
             delivery=DirectDelivery(port=port, nameservers=(dns.address,), allowed_networks=("127.0.0.0/8",)),
