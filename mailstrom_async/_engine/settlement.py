@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from random import Random
 
 from mailstrom_async._clock import Clock
@@ -17,6 +17,7 @@ from mailstrom_async.storage.base import Record
 logger = logging.getLogger("mailstrom_async")
 
 NOBODY = Contact()
+_NO_TIME = timedelta(0)
 
 
 class Settlement:
@@ -55,28 +56,36 @@ class Settlement:
         self, delivery: Delivery, outcomes: Mapping[str, Outcome], started_at: datetime, contact: Contact
     ) -> Record:
         now = self._clock.now()
-        expires_at = delivery.message.expires_at
-        due_at = next_due(
-            self._retry, attempt=delivery.attempt, now=now, expires_at=expires_at, chance=self._chance.random()
-        )
-        given = Circumstances(now, due_at, expires_at, contact.host or "", contact.tls.version)
         own = {recipient.address: outcomes[recipient.address] for recipient in delivery.recipients}
+        well = all(outcome.state == "delivered" for outcome in own.values())
+        expires_at = delivery.message.expires_at
+        due_at = now if well else self._next_due(delivery, now)
+        given = Circumstances(now, due_at, expires_at, contact.host or "", contact.tls.version)
         results: dict[str, RecipientResult] = {
             recipient.address: settle(recipient, own[recipient.address], given) for recipient in delivery.recipients
         }
-        deferred = any(result.state == "deferred" for result in results.values())
+        deferred = not well and any(result.state == "deferred" for result in results.values())
         attempt = Attempt(
             started_at=min(started_at, now),
-            duration=max(now - started_at, started_at - started_at),
+            duration=max(now - started_at, _NO_TIME),
             recipients=tuple(own),
             destination=delivery.destination,
             host=contact.host,
             address=contact.address,
             tls=contact.tls,
             outcome=own,
-            transcript=() if all(outcome.state == "delivered" for outcome in own.values()) else contact.transcript,
+            transcript=() if well else contact.transcript,
         )
         return Record(delivery, results, due_at if deferred else None, attempt)
+
+    def _next_due(self, delivery: Delivery, now: datetime) -> datetime:
+        return next_due(
+            self._retry,
+            attempt=delivery.attempt,
+            now=now,
+            expires_at=delivery.message.expires_at,
+            chance=self._chance.random(),
+        )
 
     def _fault(self, delivery: Delivery, error: Exception) -> Record:
         due_at = self._clock.now() + self._retry.base_delay

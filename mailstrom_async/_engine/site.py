@@ -278,9 +278,12 @@ class Site:
         if untouched and not fresh and not outcomes:
             self.put_back(bundle)
         else:
-            # Closed by a host that we just greeted, or half-way through: that is an attempt, or we would spin.
-            closed = judge_breakdown(Phase.MAIL, "network", f"{session.target.host} closed the connection before MAIL")
-            self._settle(bundle, {**dict.fromkeys(untouched, closed), **outcomes}, started_at, spoken[-1])
+            if untouched:
+                # Closed by a host that we just greeted, or half-way through: that is an attempt, or we would spin.
+                reason = f"{session.target.host} closed the connection before MAIL"
+                closed = judge_breakdown(Phase.MAIL, "network", reason)
+                outcomes = {**dict.fromkeys(untouched, closed), **outcomes}
+            self._settle(bundle, outcomes, started_at, spoken[-1])
             self._learn(outcomes)
         if session.usable:
             return session

@@ -1,10 +1,8 @@
 """Where claimed deliveries go: their routes are found, and each site's sessions carry them."""
 
-import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
@@ -16,6 +14,7 @@ from mailstrom_async._engine.health import Health
 from mailstrom_async._engine.routing import Router
 from mailstrom_async._engine.settlement import Settlement
 from mailstrom_async._engine.site import Site, SiteKey
+from mailstrom_async._engine.waits import Wait, Waits
 from mailstrom_async._envelope import Delivery
 from mailstrom_async._policy.hosts import Route
 from mailstrom_async._policy.verdict import judge_breakdown
@@ -26,9 +25,6 @@ from mailstrom_async.smtp.base import Connector
 logger = logging.getLogger("mailstrom_async")
 
 LONGEST_SUSPENSION = timedelta(seconds=30)
-SLOW = 2.0
-"""Seconds after which a host that we wait for is slow: its connection is then not counted, so that another site can
-have one. As many connections as `Limits.connections` allows may be slow, besides those that are not."""
 
 
 class _Suspension(NamedTuple):
@@ -67,7 +63,8 @@ class Sites:
         self._sites: dict[SiteKey, Site] = {}
         self._wanting: OrderedDict[SiteKey, None] = OrderedDict()
         self._sessions = 0
-        self._slow = 0
+        # As many connections as are allowed may wait for slow hosts, besides those that do not.
+        self._waits = Waits(config.limits.connections, self._serve)
         self._routing: dict[str, list[Delivery]] = {}
         self._suspended: dict[SiteKey, _Suspension] = {}
         self.closed = False
@@ -103,24 +100,9 @@ class Sites:
         self._wanting[site.key] = None
         self._serve()
 
-    @contextmanager
-    def waiting_for_host(self) -> Generator[None]:
+    def waiting_for_host(self) -> Wait:
         """While a session waits for its host: if that takes long, others do not wait with it."""
-        slow = False
-
-        def become_slow() -> None:
-            nonlocal slow
-            if self._slow < self.config.limits.connections:
-                slow = True
-                self._slow += 1
-                self._serve()
-
-        timer = asyncio.get_running_loop().call_later(SLOW, become_slow)
-        try:
-            yield
-        finally:
-            timer.cancel()
-            self._slow -= slow
+        return Wait(self._waits)
 
     @property
     def crowded(self) -> bool:
@@ -155,7 +137,7 @@ class Sites:
 
     def _serve(self) -> None:
         while self._wanting and not self.closed:
-            if self._sessions - self._slow >= self.config.limits.connections:
+            if self._sessions - self._waits.slow >= self.config.limits.connections:
                 any(site.dismiss_idle() for site in self._sites.values())
                 return
             key, _ = self._wanting.popitem(last=False)

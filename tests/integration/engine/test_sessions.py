@@ -244,7 +244,7 @@ async def test_a_message_cancelled_during_an_attempt_that_is_deferred_ends_cance
 
 async def test_a_slow_host_does_not_keep_the_connections_from_the_others(build, server, monkeypatch):
     """I17: the only connection waits for a host that says nothing; after a moment it is not counted."""
-    monkeypatch.setattr("mailstrom_async._engine.sites.SLOW", 0.05)
+    monkeypatch.setattr("mailstrom_async._engine.waits.SLOW", 0.05)
     server.script["MAIL FROM:<slow@example.org>"] = Hang()
     async with build(limits=Limits(connections=1, connections_per_host=2), shutdown_grace=NO_GRACE) as mailer:
         await mailer.send_email(email(from_="slow@example.org"))
