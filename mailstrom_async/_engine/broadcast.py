@@ -35,6 +35,9 @@ class Subscription:
             return EventsLost(count=lost)
         return self._events.popleft()
 
+    def wants(self, kind: type[Event]) -> bool:
+        return not self._types or issubclass(kind, self._types)
+
     def offer(self, event: Event) -> None:
         if self._types and not isinstance(event, self._types):
             return
@@ -82,6 +85,10 @@ class Broadcast:
             watchers.discard(changed)
             if not watchers and self._watchers.get(message_id) is watchers:
                 del self._watchers[message_id]
+
+    def wants(self, kind: type[Event]) -> bool:
+        """Whether somebody reads events of this type: many an event need not even be made."""
+        return any(subscription.wants(kind) for subscription in self._subscriptions)
 
     def publish(self, events: Iterable[Event]) -> None:
         if not self._subscriptions:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from random import Random
 
@@ -23,7 +23,7 @@ from mailstrom_async._envelope import Delivery, Due
 from mailstrom_async._errors import StorageError
 from mailstrom_async._events import Event, MessageCompleted, RecipientDeferred, RecipientDelivered, RecipientFailed
 from mailstrom_async._queue.retry import has_expired
-from mailstrom_async._status import Deferred, Delivered, Failed
+from mailstrom_async._status import Failed
 from mailstrom_async.dns.base import Resolver
 from mailstrom_async.smtp.base import Connector
 from mailstrom_async.storage.base import Record, Recorded, Storage
@@ -198,16 +198,19 @@ class Engine:
             self._tell(message_id, Recorded(accepted=True, results=failed, due=None, completed=completed))
 
     def _tell(self, message_id: str, recorded: Recorded) -> None:
-        self._broadcast.publish(events_of(message_id, recorded))
+        self._broadcast.publish(events_of(message_id, recorded, self._broadcast.wants))
         self._broadcast.touch([message_id])
 
     def _dispatch(self, deliveries: Sequence[Delivery]) -> None:
         now = self._clock.now()
         expired = [delivery for delivery in deliveries if has_expired(delivery, now)]
-        if expired and self._group is not None:
-            self._group.start_soon(self._expire, expired)
+        if expired:
+            over = {delivery.id for delivery in expired}
+            deliveries = [delivery for delivery in deliveries if delivery.id not in over]
+            if self._group is not None:
+                self._group.start_soon(self._expire, expired)
         if self._sites is not None:
-            self._sites.assign([delivery for delivery in deliveries if not has_expired(delivery, now)])
+            self._sites.assign(deliveries)
 
     async def _expire(self, deliveries: Sequence[Delivery]) -> None:
         """Fail what waited to its end, with what was said last: a claim does not bring that."""
@@ -239,16 +242,16 @@ async def _run(run: Callable[[], Awaitable[None]], done: anyio.Event) -> None:
         done.set()
 
 
-def events_of(message_id: str, recorded: Recorded) -> list[Event]:
-    """What to tell of a record."""
-    events: list[Event] = []
+def events_of(message_id: str, recorded: Recorded, wanted: Callable[[type[Event]], bool]) -> Iterator[Event]:
+    """What to tell of a record, as far as somebody wants to know."""
     for address, result in recorded.results.items():
-        if isinstance(result, Delivered):
-            events.append(RecipientDelivered(message_id=message_id, address=address, result=result))
-        elif isinstance(result, Deferred):
-            events.append(RecipientDeferred(message_id=message_id, address=address, result=result))
-        else:
-            events.append(RecipientFailed(message_id=message_id, address=address, result=result))
-    if recorded.completed:
-        events.append(MessageCompleted(message_id=message_id))
-    return events
+        if result.state == "delivered":
+            if wanted(RecipientDelivered):
+                yield RecipientDelivered(message_id=message_id, address=address, result=result)
+        elif result.state == "deferred":
+            if wanted(RecipientDeferred):
+                yield RecipientDeferred(message_id=message_id, address=address, result=result)
+        elif wanted(RecipientFailed):
+            yield RecipientFailed(message_id=message_id, address=address, result=result)
+    if recorded.completed and wanted(MessageCompleted):
+        yield MessageCompleted(message_id=message_id)

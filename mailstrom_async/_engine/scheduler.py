@@ -68,7 +68,18 @@ class Scheduler:
         entries = list(entries)
         if self._pushed_while_refilling is not None:
             self._pushed_while_refilling.update(entry.delivery_id for entry in entries)
-        self._heap.push(entries)
+        now = self._clock.now()
+        room = READY_CAPACITY - len(self._lines)
+        due: list[Due] = []  # as most mail is when it comes: it has no need of the heap
+        later: list[Due] = []
+        for entry in entries:
+            if entry.due_at <= now and self._heap.covers(entry) and len(due) < room:
+                self._heap.discard(entry.delivery_id)
+                due.append(entry)
+            else:
+                later.append(entry)
+        self._lines.follow(due)
+        self._heap.push(later)
         self._wake.set()
 
     def ended(self, delivery: Delivery, *, well: bool | None) -> None:

@@ -72,16 +72,19 @@ class Sites:
 
     def assign(self, deliveries: Sequence[Delivery]) -> None:
         """Take claimed deliveries over."""
+        by_destination: dict[str, list[Delivery]] = {}
         for delivery in deliveries:
-            if delivery.destination in self._routing:
-                self._routing[delivery.destination].append(delivery)
+            by_destination.setdefault(delivery.destination, []).append(delivery)
+        for destination, own in by_destination.items():
+            if destination in self._routing:
+                self._routing[destination] += own
                 continue
-            route = self.router.cached(delivery.destination)
+            route = self.router.cached(destination)
             if route is not None:
-                self._assign_routed([delivery], route)
+                self._assign_routed(own, route)
             else:
-                self._routing[delivery.destination] = [delivery]
-                self._group.start_soon(self._find_route, delivery.destination)
+                self._routing[destination] = own
+                self._group.start_soon(self._find_route, destination)
 
     def withdraw(self) -> None:
         """Forget what waits and was not attempted, its claims are given back; nothing more is begun."""

@@ -38,13 +38,17 @@ class DelayHeap:
         store."""
         for entry in entries:
             self._current.pop(entry.delivery_id, None)
-            if self.horizon is not None and entry.due_at >= self.horizon:
+            if not self.covers(entry):
                 continue
             self._sequence += 1
             self._current[entry.delivery_id] = self._sequence
             heapq.heappush(self._heap, (entry.due_at, self._sequence, entry))
         if len(self._current) > 2 * self._capacity or len(self._heap) > 4 * self._capacity:
             self._shrink()
+
+    def covers(self, entry: Due) -> bool:
+        """Whether it lies before the horizon: all that is due sooner is known here, or was taken out already."""
+        return self.horizon is None or entry.due_at < self.horizon
 
     def begin_refill(self) -> None:
         """The store is about to be asked: what is pushed from now on it may not have seen, so nothing is left to it."""

@@ -64,6 +64,10 @@ class ReadyLines:
             line.append(entry)
             self._waiting.add(entry.delivery_id)
 
+    def follow(self, entries: Iterable[Due]) -> None:
+        """Line new deliveries up, behind all others of their destination: also behind those that the store has."""
+        self.add(entry for entry in entries if entry.destination not in self._left_out)
+
     def discard(self, delivery_ids: Iterable[int]) -> None:
         """Forget deliveries that will not be claimed: cancelled, say."""
         gone = self._waiting.intersection(delivery_ids)
