@@ -3,6 +3,7 @@
     python tests/bench/million.py                            # SQLite, 1,000,000 messages
     python tests/bench/million.py --messages 100000
     python tests/bench/million.py --dsn postgresql://...     # an empty database
+    python tests/bench/million.py --json                     # the figures for a program
 
 Prints a table: acceptances per second at the beginning and at the end (must not grow with the queue), the time from the
 start of a mailer to its first delivery, the time to claim a hundred, and how the memory grew in that mailer.
@@ -10,6 +11,7 @@ start of a mailer to its first delivery, the time to claim a hundred, and how th
 
 import argparse
 import asyncio
+import json
 import os
 import statistics
 import sys
@@ -17,6 +19,8 @@ import tempfile
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from mailstrom_async import Config, Mailstrom, PreparedEmail, RelayDelivery, SQLiteStorage, Storage
 from mailstrom_async.storage import Acceptance
@@ -85,35 +89,57 @@ async def claims(storage: Storage) -> list[float]:
     return took
 
 
-async def measure(storage: Storage, messages: int) -> None:
+def measure(messages: int) -> dict[str, float]:
+    """In SQLite."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        return asyncio.run(look(SQLiteStorage(Path(folder, "mail.db")), messages))
+
+
+async def look(storage: Storage, messages: int) -> dict[str, float]:
     rates = await fill(storage, messages)
     edge = max(len(rates) // 100, 1)
-    first, last = statistics.median(rates[:edge]), statistics.median(rates[-edge:])
     started, grown = await first_delivery(storage)
     took = await claims(storage)
-    print(f"{messages:,} messages in {type(storage).__name__}")
-    print("| what | figure |")
-    print("| --- | --- |")
-    print(f"| accepted per second at the beginning, in batches of {BATCH} | {first:,.0f} |")
-    print(f"| ... at the end | {last:,.0f} ({first / last:.2f}x slower) |")
-    print(f"| from the start of a mailer to its first transaction | {started:.2f} s |")
-    print(f"| memory that the mailer took until then | {grown:.0f} MiB |")
-    print(f"| claiming a hundred, median and longest | {statistics.median(took):.1f} ms, {max(took):.1f} ms |")
+    return {
+        "first_rate": statistics.median(rates[:edge]),
+        "last_rate": statistics.median(rates[-edge:]),
+        "first_s": started,
+        "memory_mib": grown,
+        "claim_ms": statistics.median(took),
+        "claim_worst_ms": max(took),
+    }
+
+
+def table(figures: dict[str, float]) -> str:
+    first, last = figures["first_rate"], figures["last_rate"]
+    return "\n".join(
+        [
+            "| what | figure |",
+            "| --- | --- |",
+            f"| accepted per second at the beginning, in batches of {BATCH} | {first:,.0f} |",
+            f"| ... at the end | {last:,.0f} ({first / last:.2f}x slower) |",
+            f"| from the start of a mailer to its first transaction | {figures['first_s']:.2f} s |",
+            f"| memory that the mailer took until then | {figures['memory_mib']:.0f} MiB |",
+            f"| claiming a hundred, median | {figures['claim_ms']:.1f} ms |",
+            f"| ... and longest | {figures['claim_worst_ms']:.1f} ms |",
+        ]
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--messages", type=int, default=1_000_000)
     parser.add_argument("--dsn")
+    parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     if options.dsn is not None:
         from mailstrom_async.storage.postgres import PostgresStorage
 
-        asyncio.run(measure(PostgresStorage(options.dsn), options.messages))
-        return
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
-        asyncio.run(measure(SQLiteStorage(Path(folder, "mail.db")), options.messages))
+        figures = asyncio.run(look(PostgresStorage(options.dsn), options.messages))
+    else:
+        figures = measure(options.messages)
+    print(json.dumps(figures) if options.json else table(figures))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
