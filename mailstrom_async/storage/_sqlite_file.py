@@ -66,11 +66,6 @@ def open_for_reading(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def checkpoint(connection: sqlite3.Connection) -> None:
-    """Move what is committed from the log into the file, as far as no reader needs the log."""
-    connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-
-
 def migrate(connection: sqlite3.Connection, migrations: Sequence[Sequence[str]]) -> None:
     """Bring the tables from the file's version to the newest, all the way or not at all."""
     version: int = connection.execute("PRAGMA user_version").fetchone()[0]

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from contextlib import ExitStack, closing, suppress
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from mailstrom_async._errors import MailstromError, StorageError
@@ -16,8 +17,9 @@ from mailstrom_async.storage._file_lock import locked
 from mailstrom_async.storage._sqlite_calls import Call
 from mailstrom_async.storage._sqlite_door import Door
 from mailstrom_async.storage._sqlite_errors import storage_error
-from mailstrom_async.storage._sqlite_file import checkpoint, open_file, open_for_reading, wal_of
+from mailstrom_async.storage._sqlite_file import open_file, open_for_reading, wal_of
 from mailstrom_async.storage._sqlite_follower import OwnerLost
+from mailstrom_async.storage._sqlite_guard import Guard
 from mailstrom_async.storage._sqlite_lane import Lane, Operation, T
 
 logger = logging.getLogger("mailstrom_async")
@@ -100,10 +102,14 @@ class Owner:
     def _live(self) -> None:
         try:
             with ExitStack() as stack:
-                writer = self._open(stack)
+                writer, guard = self._open(stack)
                 self._tell(None)
                 try:
-                    self._writes.serve(writer, after_batch=self._checkpoint_if_long, when_idle=checkpoint)
+                    self._writes.serve(
+                        writer,
+                        after_batch=partial(self._checkpoint_if_long, guard),
+                        when_idle=guard.checkpoint,
+                    )
                 finally:
                     self._writes.end("its writer has ended")
         except MailstromError as error:
@@ -119,9 +125,10 @@ class Owner:
             with suppress(RuntimeError):  # the loop is closed, and nobody waits
                 self._loop.call_soon_threadsafe(self._over.set)
 
-    def _open(self, stack: ExitStack) -> sqlite3.Connection:
+    def _open(self, stack: ExitStack) -> tuple[sqlite3.Connection, Guard]:
         stack.enter_context(locked(self._path))
         writer = stack.enter_context(closing(open_file(self._path)))
+        guard = stack.enter_context(Guard(self._path))
         writer.execute("BEGIN IMMEDIATE")
         queue.take_up(writer, self._now)
         writer.execute("COMMIT")
@@ -131,7 +138,7 @@ class Owner:
         stack.callback(thread.join)
         stack.callback(self._reads.stop)
         self._open_door(stack)
-        return writer
+        return writer, guard
 
     def _read(self, reader: sqlite3.Connection) -> None:
         try:
@@ -174,9 +181,9 @@ class Owner:
         with suppress(RuntimeError):  # the loop is closed, and nobody waits
             self._loop.call_soon_threadsafe(settle)
 
-    def _checkpoint_if_long(self, connection: sqlite3.Connection) -> None:
+    def _checkpoint_if_long(self, guard: Guard, writer: sqlite3.Connection) -> None:
         if wal_of(self._path).stat().st_size > WAL_LIMIT:
-            checkpoint(connection)
+            guard.checkpoint(writer)
 
     # The door's thread.
 

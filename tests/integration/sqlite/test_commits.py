@@ -16,6 +16,7 @@ import pytest
 
 from mailstrom_async.storage import SQLiteStorage, _sqlite_owner, _sqlite_reads, _sqlite_settle
 from mailstrom_async.storage import _sqlite_queue as queue
+from mailstrom_async.storage._sqlite_guard import Guard
 from mailstrom_async.storage._sqlite_lane import BATCH
 from mailstrom_async.testing._contract.ground import (
     ADA,
@@ -282,13 +283,13 @@ async def test_the_log_is_moved_into_the_file_when_nothing_is_to_do(path: Path, 
     """Off the accept path: not while anybody waits, but soon after."""
     checkpoints: asyncio.Queue[int] = asyncio.Queue()
     loop = asyncio.get_running_loop()
-    original = _sqlite_owner.checkpoint
+    original = Guard.checkpoint
 
-    def checkpoint(connection: sqlite3.Connection) -> None:
-        original(connection)
+    def checkpoint(guard: Guard, connection: sqlite3.Connection) -> None:
+        original(guard, connection)
         loop.call_soon_threadsafe(checkpoints.put_nowait, path.stat().st_size)
 
-    monkeypatch.setattr(_sqlite_owner, "checkpoint", checkpoint)
+    monkeypatch.setattr(Guard, "checkpoint", checkpoint)
     store = SQLiteStorage(path)
     await store.open(NOW)
     await checkpoints.get()
