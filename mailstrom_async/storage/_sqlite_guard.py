@@ -1,9 +1,9 @@
 """Keeps the other connections to a file from damaging it, whatever they do and whichever SQLite they use.
 
-SQLite up to 3.51.2 has a fault (sqlite.org/wal.html#walresetbug). A checkpoint, which moves the log into the file, takes
-down the length of the log, and then goes to work. If somebody who writes begins the log anew in between, which is possible
-when all of it was moved already, the checkpoint reports the old length for the new log, and what was written there is
-later taken for moved though it was not. So it takes a checkpoint, and at the same moment a connection that writes.
+SQLite up to 3.51.2 has a fault (sqlite.org/wal.html#walresetbug). A checkpoint, which moves the log into the file, looks
+how long the log is, and then goes to work. If somebody who writes begins the log anew in between, as is possible when
+all of it was moved before, the checkpoint reports the old length for the new log, and what is written there later is
+taken for moved though it was not. So it takes a checkpoint, and a connection that writes at the same moment.
 
 The callers of `send_email(connection=...)` write, and any connection checkpoints, by itself, after a commit. But no
 checkpoint moves anything while somebody reads who has begun when the whole log was moved: such a reader looks into the
