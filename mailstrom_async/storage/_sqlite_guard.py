@@ -1,6 +1,6 @@
 """Keeps the other connections to a file from damaging it, whatever they do and whichever SQLite they use.
 
-SQLite up to 3.51.2 has a fault (sqlite.org/wal.html#walresetbug). A checkpoint, which moves the log into the file, looks
+SQLite up to 3.51.2 has a fault (sqlite.org/wal.html#walresetbug). A checkpoint, which moves the log into the file, sees
 how long the log is, and then goes to work. If somebody who writes begins the log anew in between, as is possible when
 all of it was moved before, the checkpoint reports the old length for the new log, and what is written there later is
 taken for moved though it was not. So it takes a checkpoint, and a connection that writes at the same moment.
