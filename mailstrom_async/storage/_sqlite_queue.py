@@ -21,7 +21,6 @@ from mailstrom_async.storage._sqlite_rows import (
     pending_recipients,
     queued_message,
     to_integer,
-    write_content,
 )
 from mailstrom_async.storage._sqlite_settle import (
     Row,
@@ -32,6 +31,7 @@ from mailstrom_async.storage._sqlite_settle import (
     settle,
     settle_all,
 )
+from mailstrom_async.storage._sqlite_steps import Content, Repeated, Statement, Steps, carry_out
 from mailstrom_async.storage.base import Acceptance, Due, Record, Recorded
 
 logger = logging.getLogger("mailstrom_async")
@@ -71,18 +71,22 @@ class Enqueue:
 
 
 def enqueue(connection: sqlite3.Connection, acceptances: Sequence[Acceptance], queue_size: int | None) -> list[Due]:
-    unfinished, next_message, next_delivery = connection.execute(
+    return carry_out(connection, accepting(acceptances, queue_size))
+
+
+def accepting(acceptances: Sequence[Acceptance], queue_size: int | None) -> Steps[list[Due]]:
+    """Accept messages one by one, within a transaction. It is the caller's to undo if this raises."""
+    [[unfinished, next_message, next_delivery]] = yield Statement(
         "SELECT unfinished, next_message, next_delivery FROM counters"
-    ).fetchone()
+    )
     dues: list[Due] = []
     for key, acceptance in enumerate(acceptances, next_message):
-        _insert_message(connection, key, acceptance)
-        own = _insert_deliveries(connection, key, next_delivery + len(dues), acceptance)
-        dues.extend(own)
+        yield from _insert_message(key, acceptance)
+        dues += yield from _insert_deliveries(key, next_delivery + len(dues), acceptance)
     # Asked last, so that a repeated message is told that it is known, and not to come again later.
     if queue_size is not None and unfinished + len(acceptances) > queue_size:
         raise QueueFull(queue_size)
-    connection.execute(
+    yield Statement(
         "UPDATE counters SET unfinished = unfinished + ?1, next_message = next_message + ?1,"
         " next_delivery = next_delivery + ?2",
         (len(acceptances), len(dues)),
@@ -233,40 +237,38 @@ def _in_bulk(connection: sqlite3.Connection, operation: Callable[[], T]) -> T | 
     return done
 
 
-def _insert_message(connection: sqlite3.Connection, key: int, acceptance: Acceptance) -> None:
+def _insert_message(key: int, acceptance: Acceptance) -> Steps[None]:
     prepared = acceptance.prepared
-    try:
-        connection.execute(
-            "INSERT INTO messages VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL, NULL)",
-            (
-                key,
-                prepared.message_id,
-                prepared.sender,
-                prepared.smtputf8,
-                prepared.eight_bit,
-                to_integer(acceptance.queued_at),
-                to_integer(acceptance.expires_at),
-                len(prepared.recipients),
-            ),
-        )
-    except sqlite3.IntegrityError as error:
-        # No other constraint's failure may be taken for this: the caller would think that the message was accepted.
-        if error.sqlite_errorcode != sqlite3.SQLITE_CONSTRAINT_UNIQUE:
-            raise
-        raise AlreadyQueued(prepared.message_id) from error
-    write_content(connection, key, prepared.content)
+    # No other constraint's failure may be taken for this: the caller would think that the message was accepted.
+    inserted = yield Statement(
+        "INSERT INTO messages VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL, NULL) ON CONFLICT (message_id) DO NOTHING"
+        " RETURNING key",
+        (
+            key,
+            prepared.message_id,
+            prepared.sender,
+            prepared.smtputf8,
+            prepared.eight_bit,
+            to_integer(acceptance.queued_at),
+            to_integer(acceptance.expires_at),
+            len(prepared.recipients),
+        ),
+    )
+    if not inserted:
+        raise AlreadyQueued(prepared.message_id)
+    yield Content(key, prepared.content)
 
 
-def _insert_deliveries(connection: sqlite3.Connection, key: int, first_id: int, acceptance: Acceptance) -> list[Due]:
+def _insert_deliveries(key: int, first_id: int, acceptance: Acceptance) -> Steps[list[Due]]:
     prepared = acceptance.prepared
     size = len(prepared.content)
     dues: list[Due] = []
     for delivery_id, (destination, positions) in enumerate(destinations(prepared).items(), first_id):
-        connection.execute(
+        yield Statement(
             "INSERT INTO deliveries (id, message, destination, size, due_at) VALUES (?, ?, ?, ?, ?)",
             (delivery_id, key, destination, size, to_integer(acceptance.due_at)),
         )
-        connection.executemany(
+        yield Repeated(
             "INSERT INTO recipients (delivery, position, address, written) VALUES (?, ?, ?, nullif(?, ?3))",
             [
                 (delivery_id, position, prepared.recipients[position], prepared.written[position])
