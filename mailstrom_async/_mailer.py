@@ -275,10 +275,11 @@ class Mailstrom:
         """
         self._check_home()
         envelope = Envelope(sender, recipients)
-        acceptance = await self._composer.prepare(
+        prepared = self._composer.prepare(
             email, envelope, self._clock.now(), not_before=not_before, expires_after=expires_after
         )
-        return (await self._accept([acceptance], connection))[0]
+        # Not kept here: while a large mail is signed and stored, no other copy of it than need be is to be held.
+        return (await self._accept([await prepared], connection))[0]
 
     async def send_emails(self, emails: Sequence[AnyEmail], *, connection: object | None = None) -> list[str]:
         """Accept many emails in one commit: all or none. Arguments and errors are those of `send_email`."""

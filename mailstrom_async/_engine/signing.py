@@ -75,6 +75,7 @@ class SigningPool:
     def _work(self) -> None:
         while batch := self._take():
             results = [(order.signed, self._signed(order)) for order in batch]
+            batch = []  # the unsigned ones may be large
             self._loop.call_soon_threadsafe(_resolve, results)
         self._loop.call_soon_threadsafe(self._rest)
 

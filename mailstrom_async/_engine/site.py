@@ -135,6 +135,7 @@ class Site:
                     self._drop_lost(bundle)
                 if bundle is not None and bundle.deliveries:
                     session = await self._carry(session, bundle, lookahead)
+                bundle = None  # or its content would stay in memory while the session idles
                 if session is None:
                     lookahead.give_back()
                 elif self._sites.crowded and self._had_its_turn(session) and not lookahead:

@@ -18,7 +18,7 @@ from mailstrom_async._message.addresses import (
 )
 from mailstrom_async._message.headers import address_field, check_name, custom_field, literal_field, text_field
 from mailstrom_async._message.ids import Stamp, check_id, format_date, referred_ids
-from mailstrom_async._message.mime import build
+from mailstrom_async._message.mime import build, join
 from mailstrom_async._message.place import Place
 
 URL_LIMIT = 900
@@ -163,7 +163,7 @@ def _write(email: Email, stamp: Stamp, message_size: int) -> _Written:
     header = "".join(fields)
     return _Written(
         message_id,
-        b"".join((header.encode(), *build(email, stamp.token).pieces)),
+        join((header.encode(), *build(email, stamp.token).pieces)),
         sender or next(iter(mailboxes_of(authors)), None),
         recipients,
         not header.isascii(),
@@ -227,7 +227,7 @@ def _custom_fields(email: Email) -> list[str]:
 
 def _complete(email: EmailMessage | bytes, stamp: Stamp, message_size: int) -> _Written:
     if isinstance(email, EmailMessage):
-        content = foreign.flatten(email, stamp.token)
+        content = foreign.flatten(email, stamp)
     elif isinstance(email, bytes):  # pyright: ignore[reportUnnecessaryIsInstance] - not every caller checks types
         content = email
     else:

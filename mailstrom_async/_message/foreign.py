@@ -3,11 +3,13 @@
 import copy
 import io
 import re
+from collections.abc import Container
 from dataclasses import dataclass
 from email import policy
 from email.generator import BytesGenerator
 from email.message import EmailMessage
 
+from mailstrom_async._errors import InvalidEmail
 from mailstrom_async._message.addresses import Mailbox, mailboxes_of, read_addresses
 from mailstrom_async._message.headers import address_field, check_name, literal_field, text_field
 from mailstrom_async._message.ids import Stamp, foreign_id, format_date
@@ -42,11 +44,13 @@ class Foreign:
     Attributes:
         fields: Lower-case name and raw text of each header field, without its final line end.
         values: The unfolded value of each field that occurs, by lower-case name.
+        whole: All of it, as it was handed in but for line ends.
     """
 
     fields: list[tuple[str, bytes]]
     values: dict[str, str]
-    body: memoryview
+    whole: bytes
+    body_at: int
 
     def mailboxes(self, header: str) -> list[Mailbox]:
         """The addresses of a field; none if it is missing."""
@@ -65,12 +69,23 @@ class Foreign:
 
     def write(self, stamp: Stamp) -> bytes:
         """The message as it is sent: without hidden fields, with those that must not be missing."""
-        header = [raw for name, raw in self.fields if name not in HIDDEN]
-        if "message-id" not in self.values:
-            header.append(f"Message-ID: <{stamp.message_id}>".encode("ascii"))
-        if "date" not in self.values:
-            header.append(f"Date: {format_date(MESSAGE, stamp.now)}".encode("ascii"))
-        return b"".join([line for raw in header for line in (raw, b"\r\n")] + [b"\r\n", self.body])
+        missing = missing_fields(self.values, stamp)
+        if not missing and HIDDEN.isdisjoint(self.values):
+            return self.whole
+        header = [raw for name, raw in self.fields if name not in HIDDEN] + missing
+        return b"".join(
+            [line for raw in header for line in (raw, b"\r\n")] + [b"\r\n", memoryview(self.whole)[self.body_at :]]
+        )
+
+
+def missing_fields(present: Container[str], stamp: Stamp) -> list[bytes]:
+    """The fields without line ends that a message can't do without, and has not (lower-case names)."""
+    fields: list[str] = []
+    if "message-id" not in present:
+        fields.append(f"Message-ID: <{stamp.message_id}>")
+    if "date" not in present:
+        fields.append(f"Date: {format_date(MESSAGE, stamp.now)}")
+    return [field.encode("ascii") for field in fields]
 
 
 def take_apart(content: bytes) -> Foreign:
@@ -89,7 +104,10 @@ def take_apart(content: bytes) -> Foreign:
     if content.startswith(b"\r\n") or not content:
         raise MESSAGE.error("has no header; it must begin with fields such as From:")
     end = content.find(b"\r\n\r\n")
-    header, body_at = (content[:end], end + 4) if end >= 0 else (content.removesuffix(b"\r\n"), len(content))
+    if end < 0:
+        content += b"\r\n"  # a header and nothing else
+        end = len(content) - 4
+    header = content[:end]
     if len(header) > HEADER_LIMIT:
         raise MESSAGE.error(f"has a header of more than {HEADER_LIMIT} octets; is there a blank line behind it?")
     if _BLANK_LINE.search(header + b"\r\n") is not None:
@@ -104,7 +122,7 @@ def take_apart(content: bytes) -> Foreign:
         values.setdefault(name, value)
     if "from" not in values:
         raise MESSAGE.error("has no From header field; add the author's address")
-    return Foreign(fields, values, memoryview(content)[body_at:])
+    return Foreign(fields, values, content, end + 4)
 
 
 class _Generator(BytesGenerator):
@@ -120,14 +138,11 @@ class _Generator(BytesGenerator):
             start = end
 
 
-def flatten(message: EmailMessage, token: str) -> bytes:
-    """A stdlib message as bytes.
+def flatten(message: EmailMessage, stamp: Stamp) -> bytes:
+    """A stdlib message as bytes, with the fields that must not be missing.
 
     Its header is written by us: the stdlib of some patch levels loses recipients (CVE-2025-1795), encodes URLs, and
     takes line breaks in the names of fields.
-
-    Args:
-        token: Random text, for a boundary.
 
     Raises:
         InvalidEmail: It can't be written.
@@ -138,9 +153,14 @@ def flatten(message: EmailMessage, token: str) -> bytes:
         for name, _ in named:
             del content[name]
         if content.is_multipart() and content.get_boundary() is None:
-            content.set_boundary(f"=_{token}")  # or all of it would be searched for one that is free
+            content.set_boundary(f"=_{stamp.token}")  # or all of it would be searched for one that is free
         written = io.BytesIO()
+        written.write("".join([_written_anew(name, value) for name, value in named]).encode())
+        for field in missing_fields({name.lower() for name, _ in named}, stamp):
+            written.write(field + b"\r\n")
         _Generator(written, mangle_from_=False, policy=policy.SMTP.clone(cte_type="7bit")).flatten(content)
+    except InvalidEmail:
+        raise
     except RecursionError:
         raise MESSAGE.error("the EmailMessage is nested too deeply; attach fewer parts inside of parts") from None
     except Exception as error:
@@ -148,8 +168,7 @@ def flatten(message: EmailMessage, token: str) -> bytes:
         raise MESSAGE.error(f"the EmailMessage can't be written: {type(error).__name__}") from error
     for name in content:
         check_name(MESSAGE, name)
-    own = "".join([_written_anew(name, value) for name, value in named]).encode()
-    return b"".join((own, written.getbuffer()))
+    return written.getvalue()
 
 
 def _is_content(name: str) -> bool:

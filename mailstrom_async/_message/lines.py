@@ -1,5 +1,6 @@
 """Lines: how they end, and how long they may be."""
 
+import io
 from collections.abc import Iterator
 
 LINE_LIMIT = 998
@@ -19,19 +20,27 @@ def text_to_crlf(text: str) -> str:
 
 def bytes_to_crlf(content: bytes) -> bytes:
     """Content with all its line ends made CRLF, and one at its end. The same object if it was so already."""
-    if not _has_crlf_only(content):
-        content = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n").replace(b"\n", b"\r\n")
-    return content if not content or content.endswith(b"\r\n") else content + b"\r\n"
-
-
-def _has_crlf_only(content: bytes) -> bool:
     # In blocks: one call over a large message would keep the interpreter's lock, and so the event loop waiting.
     pairs = single = 0
     for start in range(0, len(content), BLOCK):
         end = start + BLOCK
         pairs += content.count(b"\r\n", start, end + 1)
         single += content.count(b"\r", start, end) + content.count(b"\n", start, end)
-    return single == 2 * pairs
+    if single != 2 * pairs:
+        content = _mended(content, len(content) + single - 2 * pairs)
+    return content if not content or content.endswith(b"\r\n") else content + b"\r\n"
+
+
+def _mended(content: bytes, size: int) -> bytes:
+    """The same with CRLF line ends; it will have this size."""
+    written = io.BytesIO(bytes(size))
+    start = 0
+    while start < len(content):
+        end = start + BLOCK
+        end += content[end - 1 : end + 1] == b"\r\n"  # it is not cut in two
+        written.write(content[start:end].replace(b"\r\n", b"\n").replace(b"\r", b"\n").replace(b"\n", b"\r\n"))
+        start = end
+    return written.getvalue()
 
 
 def blocks_of_lines(content: bytes, start: int = 0) -> Iterator[bytes]:

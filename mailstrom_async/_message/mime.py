@@ -1,10 +1,13 @@
 """Bodies: text, HTML and attachments as MIME entities that any server takes, 7-bit clean (RFC 2045, RFC 2046)."""
 
 import binascii
+import io
 import re
 import struct
 import weakref
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 from urllib.parse import quote
 
 from mailstrom_async._email import Attachment, Email
@@ -46,11 +49,39 @@ class Entity:
     """
 
     fields: str
-    body: tuple[bytes, ...]
+    body: tuple["Piece", ...]
 
     @property
-    def pieces(self) -> tuple[bytes, ...]:
+    def pieces(self) -> tuple["Piece", ...]:
         return (self.fields.encode("ascii") + b"\r\n", *self.body)
+
+
+class Base64:
+    """Octets that are encoded only while they are written: what is large should not be there once more in between."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+
+    def __len__(self) -> int:
+        octets = -(-len(self._content) // 3) * 4
+        return octets + 2 * max(1, -(-octets // BASE64_LINE))
+
+    def __iter__(self) -> Iterator[bytes]:
+        return base64_pieces(self._content)
+
+
+Piece = bytes | Base64
+
+
+def join(pieces: Sequence[Piece]) -> bytes:
+    """The pieces as one, each encoded only now."""
+    if Base64 not in map(type, pieces):
+        return b"".join(cast(Sequence[bytes], pieces))
+    # Zeros that nobody has touched take no memory yet; and at its full size from the start, it is not moved about.
+    written = io.BytesIO(bytes(sum(map(len, pieces))))
+    for piece in pieces:
+        written.writelines((piece,) if isinstance(piece, bytes) else piece)
+    return written.getvalue()
 
 
 def build(email: Email, token: str) -> Entity:
@@ -89,11 +120,11 @@ def text_entity(field: str, text: str, subtype: str, parameters: str = "") -> En
     escaped = raw.translate(None, _QP_SAFE)
     charset = "us-ascii" if escaped.isascii() else "utf-8"
     encoding: str
-    body: tuple[bytes, ...]
+    body: tuple[Piece, ...]
     if not escaped.replace(b"=", b"") and long_line(raw) is None:
         encoding, body = "7bit", (raw,)
     elif 2 * len(escaped) > len(raw) // 3:
-        encoding, body = "base64", base64_pieces(raw)
+        encoding, body = "base64", tuple(base64_pieces(raw))
     else:
         encoding, body = "quoted-printable", tuple(map(quoted_printable, blocks_of_lines(raw)))
     return Entity(
@@ -136,11 +167,13 @@ def _encoded(attachment: Attachment) -> Entity:
     if match[1].lower() == "multipart":
         raise ATTACHMENTS.error("a multipart can't be attached; attach its parts")
     encoding: str
-    body: tuple[bytes, ...]
+    body: tuple[Piece, ...]
     if match[1].lower() == "message":
         encoding, body = "7bit", (_attached_message(attachment.content),)
+    elif len(attachment.content) > REMEMBERED:
+        encoding, body = "base64", (Base64(attachment.content),)
     else:
-        encoding, body = "base64", base64_pieces(attachment.content)
+        encoding, body = "base64", tuple(base64_pieces(attachment.content))
     fields = [
         fold("Content-Type", _separated(f"{match[1]}/{match[2]}", _PARAMETER.findall(match[3]))),
         f"Content-Transfer-Encoding: {encoding}\r\n",
@@ -208,27 +241,25 @@ def multipart(subtype: str, parts: list[Entity], boundary: str) -> Entity:
     # "=_" occurs in neither base64 nor quoted-printable, and the token is random.
     boundary = f"=_{boundary}"
     delimiter = f"--{boundary}\r\n".encode("ascii")
-    pieces: list[bytes] = []
+    pieces: list[Piece] = []
     for part in parts:
         pieces += [delimiter, *part.pieces, b"\r\n"]
     pieces.append(f"--{boundary}--\r\n".encode("ascii"))
     return Entity(f'Content-Type: multipart/{subtype};\r\n boundary="{boundary}"\r\n', tuple(pieces))
 
 
-def base64_pieces(content: bytes) -> tuple[bytes, ...]:
+def base64_pieces(content: bytes) -> Iterator[bytes]:
     """Base64 in lines, in pieces of BASE64_BLOCK lines."""
-    pieces: list[bytes] = []
     size = BASE64_LINE // 4 * 3 * BASE64_BLOCK
     view = memoryview(content)
     whole = len(content) - len(content) % size
     for start in range(0, whole, size):
         encoded = binascii.b2a_base64(view[start : start + size], newline=False)
-        pieces.append(b"\r\n".join((*_BLOCK.unpack(encoded), b"")))
+        yield b"\r\n".join((*_BLOCK.unpack(encoded), b""))
     if whole < len(content) or not content:
         rest = binascii.b2a_base64(view[whole:], newline=False)
         lines = [rest[start : start + BASE64_LINE] for start in range(0, len(rest), BASE64_LINE)]
-        pieces.append(b"\r\n".join(lines) + b"\r\n")
-    return tuple(pieces)
+        yield b"\r\n".join(lines) + b"\r\n"
 
 
 def quoted_printable(text: bytes) -> bytes:

@@ -1,14 +1,31 @@
 """Large mail leaves the event loop and the memory alone."""
 
 import asyncio
+import gc
+import json
+import subprocess
+import sys
 import tracemalloc
 from email.message import EmailMessage
+from pathlib import Path
 
 import pytest
 
-from mailstrom_async import Attachment, Config, DKIMKey, Email, Mailstrom, MemoryStorage
+from mailstrom_async import (
+    Attachment,
+    Config,
+    DKIMKey,
+    Email,
+    Mailstrom,
+    MemoryStorage,
+    PreparedEmail,
+    RelayDelivery,
+    SQLiteStorage,
+)
 from mailstrom_async._engine.composer import CROWD, LARGE, TURN
+from mailstrom_async._envelope import QueuedMessage
 from mailstrom_async._message.dkim_keys import new_key
+from mailstrom_async.testing import SMTPServer
 
 KEY = DKIMKey(domain="example.org", selector="s", private_key=new_key("ed25519").pem)
 BIG = bytes(LARGE)
@@ -98,3 +115,38 @@ async def test_a_large_mail_takes_at_most_four_times_its_size():
             tracemalloc.stop()
 
     assert peak <= 4 * size
+
+
+def held(message_id: str) -> bool:
+    """Whether the content of a message is still in memory."""
+    kinds = (QueuedMessage, PreparedEmail)
+    return any(one.message_id == message_id for one in gc.get_objects() if isinstance(one, kinds))
+
+
+async def test_nothing_of_a_completed_mail_stays_in_memory(tmp_path):
+    """Row C19: not with the session that idles, nor in the store's thread; waits until it is gone."""
+    async with SMTPServer() as server:
+        delivery = RelayDelivery(host="127.0.0.1", port=server.port, security="none")
+        config = Config(helo_name="mail.example.org", delivery=delivery)
+        async with Mailstrom(config, SQLiteStorage(tmp_path / "mail.db")) as mailer:
+            message_id = await mailer.send_email(Email(from_="a@example.org", to="b@example.net", text="x"))
+            await mailer.wait(message_id)
+            async with asyncio.timeout(20):
+                while held(message_id):  # noqa: ASYNC110 - a thread lets go of it, which nobody tells
+                    await asyncio.sleep(0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells of memory on Linux only")
+@pytest.mark.parametrize("signed", [False, True], ids=["", "DKIM"])
+@pytest.mark.parametrize("store", ["sqlite", "memory"])
+async def test_a_25_mb_attachment_takes_at_most_four_times_its_size_on_the_whole_way(store, signed):
+    """Row C19: resident memory of a process of its own, from send_email to the recorded status."""
+    bench = Path(__file__).parents[2] / "bench" / "large.py"
+    async with SMTPServer() as server:
+        one = json.dumps(["Email", store, signed, 25 * 1024 * 1024, server.port])
+        process = await asyncio.create_subprocess_exec(sys.executable, bench, "--one", one, stdout=subprocess.PIPE)
+        async with asyncio.timeout(120):
+            told, _ = await process.communicate()
+
+    assert process.returncode == 0
+    assert json.loads(told)["memory"] <= 4

@@ -9,7 +9,17 @@ import pytest
 
 from mailstrom_async import Attachment, Email, InvalidEmail
 from mailstrom_async._message import mime
-from mailstrom_async._message.mime import attachment_entity, base64_pieces, base_name, build, parameter, text_entity
+from mailstrom_async._message.mime import (
+    REMEMBERED,
+    Base64,
+    attachment_entity,
+    base64_pieces,
+    base_name,
+    build,
+    join,
+    parameter,
+    text_entity,
+)
 
 INVITATION = (
     "BEGIN:VCALENDAR\nVERSION:2.0\nMETHOD:REQUEST\nBEGIN:VEVENT\nSUMMARY:Tee für zwei\nEND:VEVENT\nEND:VCALENDAR\n"
@@ -112,6 +122,27 @@ def test_base64_has_lines_of_76(size):
 
     assert base64.b64decode(encoded) == content[:size]
     assert encoded == (base64.encodebytes(content[:size]).replace(b"\n", b"\r\n") or b"\r\n")
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 56, 57, 58, 57 * 128 - 1, 57 * 128, 57 * 128 + 1, 57 * 1000])
+def test_a_large_attachment_is_encoded_while_it_is_written(size):
+    """Row C19: its size is known before, so that the message is made in one place and not moved about."""
+    content = bytes(range(256)) * (size // 256 + 1)
+    piece = Base64(content[:size])
+    encoded = b"".join(base64_pieces(content[:size]))
+
+    assert len(piece) == len(encoded)
+    assert join([b"before", piece, b"behind"]) == b"before" + encoded + b"behind"
+
+
+def test_an_attachment_too_large_to_be_remembered_is_the_same_on_the_wire():
+    """It takes the other way, and arrives like any."""
+    attachment = Attachment(filename="a", content=bytes(range(256)) * (REMEMBERED // 256) + b"x")
+    entity = attachment_entity(attachment)
+    part = BytesParser(policy=policy.default).parsebytes(join(entity.pieces))
+
+    assert [type(piece) for piece in entity.body] == [Base64]
+    assert part.get_payload(decode=True) == attachment.content
 
 
 def test_an_invitation_says_its_method():

@@ -1,0 +1,26 @@
+"""Line ends, whatever the size of what is looked at in one go."""
+
+from itertools import product
+
+import pytest
+
+from mailstrom_async._message import lines
+from mailstrom_async._message.lines import bytes_to_crlf
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 5])
+def test_line_ends_are_mended_across_the_blocks(monkeypatch, block):
+    """Row D17: a CRLF between two blocks is one line end; every text of six such octets."""
+    monkeypatch.setattr(lines, "BLOCK", block)
+    for octets in product(b"a\r\n", repeat=6):
+        content = bytes(octets)
+        whole = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n").replace(b"\n", b"\r\n")
+
+        assert bytes_to_crlf(content) == (whole if whole.endswith(b"\r\n") else whole + b"\r\n")
+
+
+def test_what_is_right_is_left_alone():
+    """Row C19: it may be large."""
+    content = b"a\r\n\r\nb\r\n"
+
+    assert bytes_to_crlf(content) is content
