@@ -235,6 +235,14 @@ class Config(Frozen):
     "verify": TLS with a valid certificate for the host's name, or deferred."""
     ca_file: FilePath | None = None
     """Trusted certificate authorities in PEM; None: the system's."""
+    allow_address_literals: bool = False
+    """Whether addresses may have an IP address in place of a domain, such as ada@[192.0.2.1] or
+    ada@[IPv6:2001:db8::1]. Such mail goes there without a question to DNS, or to the relay if there is one. Off by
+    default: few hosts take it, and whoever may choose a recipient would choose whom this host connects to; private
+    networks are closed all the same, unless `DirectDelivery.allowed_networks` has them."""
+    allow_dotless_domains: bool = False
+    """Whether addresses may have a domain of one label, such as root@localhost or ada@mailhost: hosts of the own
+    network, which the relay or the nameservers know. Off by default: on the internet it is a mistake in writing."""
     retry: RetryPolicy = RetryPolicy()
     timeouts: Timeouts = Timeouts()
     limits: Limits = Limits()

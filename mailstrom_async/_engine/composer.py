@@ -12,7 +12,7 @@ from mailstrom_async._email import Email
 from mailstrom_async._engine.signing import SigningPool
 from mailstrom_async._envelope import PreparedEmail
 from mailstrom_async._errors import InvalidEmail
-from mailstrom_async._message.compose import Envelope, compose, size_of
+from mailstrom_async._message.compose import Envelope, compose, domains_of, size_of
 from mailstrom_async._message.dkim_keys import load_signers
 from mailstrom_async._message.ids import Stamp
 from mailstrom_async.storage.base import Acceptance
@@ -32,6 +32,7 @@ class Composer:
 
     def __init__(self, config: Config) -> None:
         self._config = config
+        self._domains = domains_of(config)
         self._tokens = Tokens()
         self._signing: SigningPool | None = None
 
@@ -71,7 +72,7 @@ class Composer:
         stamp = Stamp(now, self._tokens.next(), self._config.helo_name)
 
         def write() -> PreparedEmail:
-            return compose(email, envelope, stamp, limits=self._config.limits)
+            return compose(email, envelope, stamp, limits=self._config.limits, domains=self._domains)
 
         prepared = await asyncio.to_thread(write) if _is_large(email, envelope) else write()
         due_at = max(now, not_before) if not_before is not None else now

@@ -16,18 +16,21 @@ from mailstrom_async._errors import ResolutionFailed
 from mailstrom_async._policy.hosts import (
     Exchanger,
     Host,
+    IPNetwork,
     Route,
     dialable,
     exchangers,
     in_order,
+    literal_of,
     no_mail_host,
     no_such_domain,
     no_usable_host,
     not_resolved,
+    route_to_literal,
     to_look_up,
 )
 from mailstrom_async._status import Outcome
-from mailstrom_async.dns.base import AddressAnswer, IPAddress, Resolver
+from mailstrom_async.dns.base import AddressAnswer, IPAddress, MXAnswer, Resolver
 from mailstrom_async.smtp.base import Credentials, Target
 
 logger = logging.getLogger("mailstrom_async")
@@ -163,6 +166,8 @@ class Router:
 
     async def _find(self, key: str) -> Route | Outcome:
         delivery = self._config.delivery
+        if isinstance(delivery, DirectDelivery) and (address := literal_of(key)) is not None:
+            return route_to_literal(key, address, self._config.helo_name, _networks(delivery))
         try:
             async with asyncio.timeout(self._config.timeouts.dns.total_seconds()):
                 if isinstance(delivery, RelayDelivery):
@@ -187,7 +192,7 @@ class Router:
         return not_resolved(str(error))
 
     async def _find_exchangers(self, domain: str, delivery: DirectDelivery) -> tuple[Route | Outcome, timedelta]:
-        answer = await self._resolver.mx(domain)
+        answer = await self._exchangers(domain)
         if not answer.exists:
             return no_such_domain(domain), answer.ttl
         named = exchangers(domain, answer.records, self._config.helo_name)
@@ -197,8 +202,7 @@ class Router:
         hosts, ttl, failure = await self._look_up(asked)
         ttl = min(ttl, answer.ttl)
         if hosts:
-            allowed = [ip_network(network) for network in delivery.allowed_networks]
-            usable = dialable(domain, hosts, self._config.helo_name, allowed)
+            usable = dialable(domain, hosts, self._config.helo_name, _networks(delivery))
         else:
             usable = no_usable_host(domain) if answer.records else no_mail_host(domain)
         if not isinstance(usable, Outcome):
@@ -239,6 +243,11 @@ class Router:
                     hosts.append(Host(exchanger.preference, exchanger.name, answer.addresses))
         return hosts, ttl, failure
 
+    async def _exchangers(self, domain: str) -> MXAnswer:
+        if domain == "localhost":  # see _addresses
+            return MXAnswer((), True, LONGEST_TTL)
+        return await self._resolver.mx(domain)
+
     async def _addresses(self, name: str) -> AddressAnswer:
         literal: IPAddress
         try:
@@ -248,3 +257,7 @@ class Router:
                 return AddressAnswer((ip_address("127.0.0.1"), ip_address("::1")), True, LONGEST_TTL)
             return await self._resolver.addresses(name)
         return AddressAnswer((literal,), True, LONGEST_TTL)
+
+
+def _networks(delivery: DirectDelivery) -> list[IPNetwork]:
+    return [ip_network(network) for network in delivery.allowed_networks]

@@ -8,6 +8,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from ipaddress import IPv4Address, IPv6Address
 from itertools import groupby
 from operator import attrgetter
 from typing import NamedTuple
@@ -26,13 +27,29 @@ KNOWN_LENGTH = 320
 """Characters of a text up to which what was read from it is remembered."""
 
 
+class Domains(NamedTuple):
+    """What an address may have in place of a domain of several labels, which anybody's DNS knows.
+
+    Attributes:
+        literals: An IP address in brackets: [192.0.2.1] or [IPv6:2001:db8::1] (RFC 5321 section 4.1.3).
+        dotless: A name of one label, such as a host of the own network.
+    """
+
+    literals: bool = False
+    dotless: bool = False
+
+
+FULL_NAMES = Domains()
+ANY = Domains(literals=True, dotless=True)
+
+
 class Mailbox(NamedTuple):
     """One mailbox, checked.
 
     Attributes:
         name: The display name, or "".
         local: The local part as written, with its quotes if it has any.
-        domain: In lower case, A-labels.
+        domain: In lower case, A-labels; or an address literal.
         written: The whole of it as the caller wrote it.
     """
 
@@ -69,7 +86,7 @@ def mailboxes_of(addresses: Iterable[Address]) -> Iterable[Mailbox]:
             yield address
 
 
-def read_addresses(place: Place, value: str | Sequence[str]) -> list[Address]:
+def read_addresses(place: Place, value: str | Sequence[str], domains: Domains = FULL_NAMES) -> list[Address]:
     """All the addresses of a field: a text with one or several, or a sequence of such texts.
 
     A text of nothing but blanks has none; an empty entry of a list, though, is a mistake that somebody made.
@@ -78,23 +95,23 @@ def read_addresses(place: Place, value: str | Sequence[str]) -> list[Address]:
         InvalidEmail: With the address at fault.
     """
     if isinstance(value, str):
-        return list(_read(place, value)) if value.strip(" \t") else []
-    return [address for text in value for address in _read(place, text)]
+        return list(_read(place, value, domains)) if value.strip(" \t") else []
+    return [address for text in value for address in _read(place, text, domains)]
 
 
-def read_mailbox(place: Place, text: str) -> Mailbox:
+def read_mailbox(place: Place, text: str, domains: Domains = FULL_NAMES) -> Mailbox:
     """The one mailbox of a field that takes no list.
 
     Raises:
         InvalidEmail: It is none, or several.
     """
-    addresses = _read(place, text)
+    addresses = _read(place, text, domains)
     if len(addresses) != 1 or isinstance(addresses[0], Group):
         raise place.error("must be a single address")
     return addresses[0]
 
 
-def read_bare(place: Place, text: str) -> Mailbox:
+def read_bare(place: Place, text: str, domains: Domains = FULL_NAMES) -> Mailbox:
     """A forward-path or reverse-path: an address and nothing else, no name, comment, blank or angle bracket.
 
     Raises:
@@ -104,7 +121,7 @@ def read_bare(place: Place, text: str) -> Mailbox:
     match = _BARE.fullmatch(text)
     if match is None:
         raise place.error(f"{place.quote(text)} is not a bare address; write ada@example.net, without name or brackets")
-    return _mailbox(place, "", match["local"], match["domain"], text)
+    return _mailbox(place, "", match["local"], match["domain"], text, domains)
 
 
 _ATOM = r'[^ \t()<>\[\]:;@\\,"]+'
@@ -118,6 +135,9 @@ _ESCAPED = re.compile(r"\\(.)")
 _ATEXT = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
 _DOTTED = rf"{_ATEXT}(?:\.{_ATEXT})*"
 _DOT_ATOM = re.compile(_DOTTED)
+_DOT = re.compile("[.\u3002\uff0e\uff61]")
+"""IDNA takes all of these for one (RFC 3490 section 3.1)."""
+_NUMBER = re.compile(r"\d+|0[xX][0-9A-Fa-f]+")
 
 
 # What most addresses look like: Ada Lovelace <ada@example.net>. It means the same to the reader below, only sooner.
@@ -127,18 +147,20 @@ _COMMON = re.compile(
 )
 
 
-def _read(place: Place, text: str) -> Sequence[Address]:
+def _read(place: Place, text: str, domains: Domains) -> Sequence[Address]:
     # Few authors write most mail, and a test or a burst the same one to the same recipient.
-    return _known(place, text) if len(text) <= KNOWN_LENGTH else _Reader(place, text).address_list()
+    if len(text) <= KNOWN_LENGTH:
+        return _known(place, text, domains)
+    return _Reader(place, text, domains).address_list()
 
 
 @lru_cache(maxsize=4096)
-def _known(place: Place, text: str) -> Sequence[Address]:
+def _known(place: Place, text: str, domains: Domains) -> Sequence[Address]:
     match = _COMMON.fullmatch(text)
     if match is None or "=?" in text:
-        return tuple(_Reader(place, text).address_list())
+        return tuple(_Reader(place, text, domains).address_list())
     name, bracketed, behind, local, domain = match.groups()
-    return (_mailbox(place, name or "", bracketed or local, behind or domain, text),)
+    return (_mailbox(place, name or "", bracketed or local, behind or domain, text, domains),)
 
 
 class _Token(NamedTuple):
@@ -155,8 +177,9 @@ _WORDS = frozenset({"atom", "quoted", "literal", "comment"})
 class _Reader:
     """Reads the grammar of RFC 5322 section 3.4 from one text. It never looks back, nor recurses into what nests."""
 
-    def __init__(self, place: Place, text: str) -> None:
+    def __init__(self, place: Place, text: str, domains: Domains) -> None:
         check_text(place, text)
+        self._domains = domains
         self._place = place
         self._text = text
         self._begin = 0  # of the address that is read now
@@ -200,7 +223,7 @@ class _Reader:
             # An old custom: the name as a comment beside the address.
             name = self._phrase(comments).removeprefix("(").removesuffix(")")
         written = self._text[self._tokens[first].start : self._tokens[self._next - 1].end]
-        return _mailbox(self._place, name, local, domain, written)
+        return _mailbox(self._place, name, local, domain, written, self._domains)
 
     def _addr_spec(self, words: list[_Token]) -> tuple[str, str, list[_Token]]:
         """Local part, domain, and the comments around them."""
@@ -288,9 +311,10 @@ class _Reader:
         return self._place.error(f"{self._place.quote(self._text[self._begin : end])} is not an address: {problem}")
 
 
-def _mailbox(place: Place, name: str, local: str, domain: str, written: str) -> Mailbox:
+def _mailbox(place: Place, name: str, local: str, domain: str, written: str, domains: Domains) -> Mailbox:
     try:
         domain = _wire_domain(domain)
+        _check_domain(domain, domains)
         if _DOT_ATOM.fullmatch(local) is None:
             local = _wire_local(local)
     except EmailNotValidError as error:
@@ -304,16 +328,47 @@ def _mailbox(place: Place, name: str, local: str, domain: str, written: str) -> 
     return mailbox
 
 
+def _check_domain(domain: str, domains: Domains) -> None:
+    if domain.startswith("["):
+        if not domains.literals:
+            raise EmailSyntaxError("A bracketed IP address is taken only with Config.allow_address_literals.")
+    elif "." not in domain and not domains.dotless:
+        raise EmailSyntaxError(
+            "The domain has no dot; write all of it, such as example.net. A host of your own network is taken only "
+            "with Config.allow_dotless_domains."
+        )
+
+
 @lru_cache(maxsize=4096)
 def _wire_domain(domain: str) -> str:
-    """The domain in lower case, as A-labels. Most mail goes to few domains, and IDNA is slow.
+    """The domain in lower case, as A-labels; or an address literal. Most mail goes to few domains, and IDNA is slow.
 
     Names below .test are let through (RFC 6761 section 6.2 leaves them to whoever tests), the other reserved ones not.
     """
-    ascii_domain = validate_email(f"x@{domain}", check_deliverability=False, test_environment=True).ascii_domain
-    if "." not in ascii_domain:
-        raise EmailSyntaxError("The domain has no dot; write all of it, such as example.net.")
-    return ascii_domain
+    if domain.startswith("["):
+        return _wire_literal(domain)
+    if domain.lower() == "localhost":
+        return "localhost"
+    if _NUMBER.fullmatch(domain) is not None:
+        raise EmailSyntaxError("The domain is a number, which much software takes for an IP address.")
+    several_labels = _DOT.search(domain) is not None
+    return validate_email(
+        f"x@{domain}", check_deliverability=False, test_environment=True, globally_deliverable=several_labels
+    ).ascii_domain
+
+
+def _wire_literal(literal: str) -> str:
+    """In the one form that we write (RFC 5321 section 4.1.3)."""
+    text = literal[1:-1]
+    try:
+        if text[:5].lower() == "ipv6:":
+            if "%" not in text:
+                return f"[IPv6:{IPv6Address(text[5:])}]"
+        else:
+            return f"[{IPv4Address(text)}]"
+    except ValueError:
+        pass  # nor is it one of the two
+    raise EmailSyntaxError("In brackets only [192.0.2.1] or [IPv6:2001:db8::1] can stand.")
 
 
 def _wire_local(local: str) -> str:

@@ -1,10 +1,10 @@
 """What mail to many lacks of what Gmail and Yahoo have asked of it since February 2024."""
 
 from mailstrom_async._config import Config
-from mailstrom_async._email import Email
+from mailstrom_async._email import Addresses, Email
 from mailstrom_async._errors import DKIMKeyError
-from mailstrom_async._message.addresses import mailboxes_of, read_addresses
-from mailstrom_async._message.compose import is_one_click
+from mailstrom_async._message.addresses import Mailbox, mailboxes_of, read_addresses
+from mailstrom_async._message.compose import domains_of, is_one_click
 from mailstrom_async._message.dkim import signers_for
 from mailstrom_async._message.dkim_keys import load_signers
 from mailstrom_async._message.place import Place
@@ -24,15 +24,18 @@ def bulk_problems(email: Email, config: Config) -> list[str]:
     Raises:
         InvalidEmail: An address can't be read.
     """
-    authors = list(mailboxes_of(read_addresses(Place("from_"), email.from_)))
+    domains = domains_of(config)
+
+    def named(field: str, value: Addresses) -> list[Mailbox]:
+        return list(mailboxes_of(read_addresses(Place(field), value, domains)))
+
+    authors = named("from_", email.from_)
     problems = _unsubscribing(email)
     if len(authors) == 1:
         problems += _signing(authors[0].domain, config)
     else:
         problems.append("from_ names several authors or a group; receivers check one From domain, so name one author")
-    seen = list(mailboxes_of(read_addresses(Place("to"), email.to) + read_addresses(Place("cc"), email.cc)))
-    hidden = list(mailboxes_of(read_addresses(Place("bcc"), email.bcc)))
-    if len(seen) + len(hidden) > 1:
+    if len(named("to", email.to) + named("cc", email.cc) + named("bcc", email.bcc)) > 1:
         problems.append(
             "it has several recipients: send each a mail of its own (email.but(to=...)), so that a click unsubscribes "
             "the one who clicked, and nobody sees the others"

@@ -5,11 +5,13 @@ from collections.abc import Iterable, Sequence
 from email.message import EmailMessage
 from typing import NamedTuple
 
-from mailstrom_async._config import Limits
+from mailstrom_async._config import Config, Limits
 from mailstrom_async._email import Email
 from mailstrom_async._envelope import PreparedEmail
 from mailstrom_async._message import foreign
 from mailstrom_async._message.addresses import (
+    FULL_NAMES,
+    Domains,
     Mailbox,
     mailboxes_of,
     read_addresses,
@@ -63,6 +65,11 @@ class Envelope(NamedTuple):
     recipients: Sequence[str] | None = None
 
 
+def domains_of(config: Config) -> Domains:
+    """What addresses may have behind the @."""
+    return Domains(config.allow_address_literals, config.allow_dotless_domains)
+
+
 class _Written(NamedTuple):
     message_id: str
     content: bytes
@@ -71,22 +78,33 @@ class _Written(NamedTuple):
     smtputf8: bool
 
 
-def compose(email: Email | EmailMessage | bytes, envelope: Envelope, stamp: Stamp, *, limits: Limits) -> PreparedEmail:
+def compose(
+    email: Email | EmailMessage | bytes,
+    envelope: Envelope,
+    stamp: Stamp,
+    *,
+    limits: Limits,
+    domains: Domains = FULL_NAMES,
+) -> PreparedEmail:
     """Write an email as it will be stored and sent.
 
     Args:
         email: An `Email`; a stdlib `EmailMessage`; or a whole RFC 5322 message, which is left as it is but for line
             ends, Bcc, and a missing Message-ID or Date.
         limits: What is larger, or for more recipients, is refused.
+        domains: What addresses may have behind the @.
 
     Raises:
         InvalidEmail: It can't be sent as it is; names the field.
     """
     size = limits.message_size
-    written = _write(email, stamp, size) if isinstance(email, Email) else _complete(email, stamp, size)
+    if isinstance(email, Email):
+        written = _write(email, stamp, size, domains)
+    else:
+        written = _complete(email, stamp, size, domains)
     _check_size(len(written.content), size)
-    sender = _reverse_path(envelope, written)
-    recipients = _forward_paths(envelope, written)
+    sender = _reverse_path(envelope, written, domains)
+    recipients = _forward_paths(envelope, written, domains)
     if len(recipients) > limits.recipients:
         field = "to" if envelope.recipients is None else "recipients"
         raise Place(field).error(
@@ -105,15 +123,15 @@ def compose(email: Email | EmailMessage | bytes, envelope: Envelope, stamp: Stam
     )
 
 
-def _reverse_path(envelope: Envelope, written: _Written) -> str:
+def _reverse_path(envelope: Envelope, written: _Written, domains: Domains) -> str:
     if envelope.sender is not None:
-        return read_bare(SENDER, envelope.sender).address if envelope.sender else ""
+        return read_bare(SENDER, envelope.sender, domains).address if envelope.sender else ""
     if written.sender is None:
         raise SENDER.error("From names a group without members; give the address that bounces go to")
     return written.sender.address
 
 
-def _forward_paths(envelope: Envelope, written: _Written) -> list[Mailbox]:
+def _forward_paths(envelope: Envelope, written: _Written, domains: Domains) -> list[Mailbox]:
     if envelope.recipients is None:
         recipients = _distinct(written.recipients)
         if not recipients:
@@ -121,7 +139,7 @@ def _forward_paths(envelope: Envelope, written: _Written) -> list[Mailbox]:
         return recipients
     if isinstance(envelope.recipients, str):
         raise RECIPIENTS.error("must be a list of addresses, not a single text")
-    recipients = _distinct(read_bare(RECIPIENTS, recipient) for recipient in envelope.recipients)
+    recipients = _distinct(read_bare(RECIPIENTS, recipient, domains) for recipient in envelope.recipients)
     if not recipients:
         raise RECIPIENTS.error("is empty; name a recipient, or leave it out for To, Cc and Bcc")
     return recipients
@@ -135,16 +153,17 @@ def _distinct(mailboxes: Iterable[Mailbox]) -> list[Mailbox]:
     return list(distinct.values())
 
 
-def _write(email: Email, stamp: Stamp, message_size: int) -> _Written:
+def _write(email: Email, stamp: Stamp, message_size: int, domains: Domains) -> _Written:
     _check_size(size_of(email), message_size)
-    authors = read_addresses(FROM, email.from_)
+    authors = read_addresses(FROM, email.from_, domains)
     if not authors:
         raise FROM.error("names nobody; give the author's address")
-    sender = read_mailbox(SENDER, email.sender) if email.sender is not None else None
+    sender = read_mailbox(SENDER, email.sender, domains) if email.sender is not None else None
     if len(authors) > 1 and sender is None:
         raise SENDER.error("is missing; several authors need one (RFC 5322 section 3.6.2)")
-    reply_to = read_addresses(REPLY_TO, email.reply_to)
-    to, cc, bcc = read_addresses(TO, email.to), read_addresses(CC, email.cc), read_addresses(BCC, email.bcc)
+    reply_to = read_addresses(REPLY_TO, email.reply_to, domains)
+    to = read_addresses(TO, email.to, domains)
+    cc, bcc = read_addresses(CC, email.cc, domains), read_addresses(BCC, email.bcc, domains)
     message_id = check_id(MESSAGE_ID, email.message_id, stamp) if email.message_id else stamp.message_id
     fields = [address_field("From", authors)]
     if sender is not None:
@@ -225,7 +244,7 @@ def _custom_fields(email: Email) -> list[str]:
     return fields
 
 
-def _complete(email: EmailMessage | bytes, stamp: Stamp, message_size: int) -> _Written:
+def _complete(email: EmailMessage | bytes, stamp: Stamp, message_size: int, domains: Domains) -> _Written:
     if isinstance(email, EmailMessage):
         content = foreign.flatten(email, stamp)
     elif isinstance(email, bytes):  # pyright: ignore[reportUnnecessaryIsInstance] - not every caller checks types
@@ -233,7 +252,7 @@ def _complete(email: EmailMessage | bytes, stamp: Stamp, message_size: int) -> _
     else:
         raise TypeError(f"email must be an Email, an EmailMessage or bytes, and is a {type(email).__name__}")
     _check_size(len(content), message_size)
-    message = foreign.take_apart(content)
+    message = foreign.take_apart(content, domains)
     authors = message.mailboxes("From")
     senders = message.mailboxes("Sender")
     return _Written(

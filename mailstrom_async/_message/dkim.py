@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from mailstrom_async._errors import InvalidEmail
-from mailstrom_async._message.addresses import mailboxes_of, read_addresses
+from mailstrom_async._message.addresses import ANY, mailboxes_of, read_addresses
 from mailstrom_async._message.lines import blocks_of_lines
 from mailstrom_async._message.place import Place
 
@@ -105,7 +105,8 @@ def author_domain(fields: Sequence[tuple[str, bytes]]) -> str | None:
     raw = next((raw for name, raw in fields if name == "from"), b"")
     value = raw.partition(b":")[2].replace(b"\r\n", b"").decode(errors="replace")
     try:
-        return next((mailbox.domain for mailbox in mailboxes_of(read_addresses(Place("email", "From"), value))), None)
+        authors = read_addresses(Place("email", "From"), value, ANY)
+        return next((mailbox.domain for mailbox in mailboxes_of(authors)), None)
     except InvalidEmail:
         return None
 

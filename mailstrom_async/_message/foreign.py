@@ -10,7 +10,7 @@ from email.generator import BytesGenerator
 from email.message import EmailMessage
 
 from mailstrom_async._errors import InvalidEmail
-from mailstrom_async._message.addresses import Mailbox, mailboxes_of, read_addresses
+from mailstrom_async._message.addresses import ANY, FULL_NAMES, Domains, Mailbox, mailboxes_of, read_addresses
 from mailstrom_async._message.headers import address_field, check_name, literal_field, text_field
 from mailstrom_async._message.ids import Stamp, foreign_id, format_date
 from mailstrom_async._message.lines import BLOCK, LINE_LIMIT, bytes_to_crlf, long_line
@@ -45,17 +45,19 @@ class Foreign:
         fields: Lower-case name and raw text of each header field, without its final line end.
         values: The unfolded value of each field that occurs, by lower-case name.
         whole: All of it, as it was handed in but for line ends.
+        domains: What addresses may have behind the @.
     """
 
     fields: list[tuple[str, bytes]]
     values: dict[str, str]
     whole: bytes
     body_at: int
+    domains: Domains
 
     def mailboxes(self, header: str) -> list[Mailbox]:
         """The addresses of a field; none if it is missing."""
         value = self.values.get(header.lower())
-        return list(mailboxes_of(read_addresses(Place("email", header), value))) if value else []
+        return list(mailboxes_of(read_addresses(Place("email", header), value, self.domains))) if value else []
 
     @property
     def message_id(self) -> str | None:
@@ -88,7 +90,7 @@ def missing_fields(present: Container[str], stamp: Stamp) -> list[bytes]:
     return [field.encode("ascii") for field in fields]
 
 
-def take_apart(content: bytes) -> Foreign:
+def take_apart(content: bytes, domains: Domains = FULL_NAMES) -> Foreign:
     """Read what matters of a message.
 
     Raises:
@@ -122,7 +124,7 @@ def take_apart(content: bytes) -> Foreign:
         values.setdefault(name, value)
     if "from" not in values:
         raise MESSAGE.error("has no From header field; add the author's address")
-    return Foreign(fields, values, content, end + 4)
+    return Foreign(fields, values, content, end + 4, domains)
 
 
 class _Generator(BytesGenerator):
@@ -179,7 +181,7 @@ def _written_anew(name: str, value: str) -> str:
     check_name(MESSAGE, name)
     place, known = Place("email", name), name.lower()
     if known in ADDRESS_FIELDS:
-        addresses = read_addresses(place, value)
+        addresses = read_addresses(place, value, ANY)  # whether they are allowed is asked when all of it is read again
         return address_field(name, addresses) if addresses else ""
     if known in LITERAL_FIELDS or known.startswith("list-"):
         return literal_field(place, name, value.split())

@@ -157,9 +157,9 @@ def dialable(
         own_name: As in EHLO.
         allowed: Networks that are open although they are not public.
     """
-    literal = own_name.strip("[]").removeprefix("IPv6:") if own_name.startswith("[") else None
+    literal = literal_of(own_name)
     ours = min(
-        (host.preference for host in hosts if literal is not None and ip_address(literal) in host.addresses),
+        (host.preference for host in hosts if literal is not None and literal in host.addresses),
         default=math.inf,
     )
     others = [host for host in hosts if host.preference < ours]
@@ -169,6 +169,28 @@ def dialable(
         host._replace(addresses=addresses) for host in others if (addresses := permitted(host.addresses, allowed))
     )
     return usable or prohibited(domain)
+
+
+def literal_of(destination: str) -> IPAddress | None:
+    """The address in an address literal; None: it is a domain."""
+    if not destination.startswith("["):
+        return None
+    return ip_address(destination.strip("[]").lower().removeprefix("ipv6:"))
+
+
+def route_to_literal(
+    destination: str, address: IPAddress, own_name: str, allowed: Collection[IPNetwork]
+) -> Route | Outcome:
+    """The route to an address literal: there and nowhere else, without DNS (RFC 5321 sections 4.1.3 and 5.1)."""
+    if literal_of(own_name) == address:
+        return leads_back(destination, own_name)
+    if not permitted([address], allowed):
+        reason = (
+            f"the address {destination} is private, loopback or reserved; DirectDelivery.allowed_networks opens such "
+            "networks"
+        )
+        return Outcome(state="failed", cause="policy", enhanced="5.4.6", reason=reason)
+    return Route(destination, (Host(0, str(address), (address,)),), frozenset([str(address)]))
 
 
 def permitted(addresses: Sequence[IPAddress], allowed: Collection[IPNetwork]) -> tuple[IPAddress, ...]:

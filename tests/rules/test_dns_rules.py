@@ -427,3 +427,53 @@ async def until_state(mailer: Mailstrom, state: str) -> None:
     async with asyncio.timeout(PATIENCE.total_seconds()), mailer.events(WorkerStatusChanged) as changes:
         while mailer.worker_status.state != state:
             await anext(changes)
+
+
+@pytest.mark.rule("D9", "if allowed: delivered there without DNS, subject to B12")
+async def test_an_address_literal_is_delivered_there_where_it_is_allowed(world):
+    """Row D9: RFC 5321 sections 4.1.3 and 5.1; the envelope and the header keep the literal."""
+    exchanger = world.exchangers["mx.example.net"]
+    async with world.mailer(allow_address_literals=True) as mailer:
+        message_id = await mailer.send_email(email(f"Ada <ada@[{exchanger.host}]>"))
+        assert await world.completed(mailer, message_id) == DELIVERED
+        (recipient,) = (await mailer.query_status(message_id)).recipients
+
+    (message,) = exchanger.messages
+    assert (message.recipients, recipient.result.host) == ((f"ada@[{exchanger.host}]",), exchanger.host)
+    assert message.email["To"] == f"Ada <ada@[{exchanger.host}]>"
+    assert not [question for question in world.dns.queries if exchanger.host in question.name]
+
+
+@pytest.mark.rule("D9", "if allowed: delivered there without DNS, subject to B12")
+async def test_an_address_literal_of_ipv6_is_delivered_there(world):
+    """Row D9: the other form."""
+    exchanger = await world.exchanger("six.example.net", ipv6=True)
+
+    assert await world.result(f"ada@[IPv6:{exchanger.host}]", allow_address_literals=True) == DELIVERED
+    assert exchanger.received == 1
+
+
+@pytest.mark.rule("D9", "if allowed: delivered there without DNS, subject to B12")
+@pytest.mark.parametrize("literal", ["[10.0.0.1]", "[127.0.0.1]", "[169.254.169.254]", "[IPv6:::1]", "[IPv6:fe80::1]"])
+async def test_an_address_literal_does_not_lead_into_private_networks(world, literal):
+    """Rows D9, B12: nor to ourselves (row B15)."""
+    closed = DirectDelivery(port=world.delivery.port, nameservers=world.delivery.nameservers)
+
+    assert await world.result(f"ada@{literal}", delivery=closed, allow_address_literals=True) == PROHIBITED
+    assert await world.result("ada@[9.9.9.9]", helo_name="[9.9.9.9]", allow_address_literals=True) == PROHIBITED
+    assert world.connections == 0
+
+
+@pytest.mark.rule("D9", "if allowed: a dotless name is looked up as any other")
+async def test_a_dotless_domain_is_looked_up_where_it_is_allowed(world):
+    """Row D9: by MX, or by its address; and localhost is this host, without a question (RFC 6761 section 6.3)."""
+    world.domain("intranet", mx=["mx.example.net"])
+    host = await world.exchanger("mailhost")
+
+    assert await world.result("ada@intranet", allow_dotless_domains=True) == DELIVERED
+    assert await world.result("ada@mailhost", allow_dotless_domains=True) == DELIVERED
+    assert await world.result("ada@elsewhere", allow_dotless_domains=True) == "F dns 5.1.2"
+    assert host.received == 1
+
+    assert await world.result("root@localhost", allow_dotless_domains=True) == "D network 4.4.1"
+    assert not world.dns.asked("localhost")

@@ -3,7 +3,16 @@
 import pytest
 
 from mailstrom_async import InvalidEmail
-from mailstrom_async._message.addresses import Group, Mailbox, mailboxes_of, read_addresses, read_bare, read_mailbox
+from mailstrom_async._message.addresses import (
+    ANY,
+    Domains,
+    Group,
+    Mailbox,
+    mailboxes_of,
+    read_addresses,
+    read_bare,
+    read_mailbox,
+)
 from mailstrom_async._message.place import Place
 
 TO = Place("to")
@@ -306,3 +315,83 @@ def test_ten_thousand_parentheses_are_no_trouble():
     assert read("(" * 10_000 + ")" * 10_000 + "a@example.org")[0][1] == "a@example.org"
     with pytest.raises(InvalidEmail, match="closing parenthesis"):
         read("(" * 10_000 + "a@example.org")
+
+
+LITERALS = {
+    "a@[192.0.2.1]": "a@[192.0.2.1]",
+    "Ada <a@[IPv6:2001:DB8:0:0::1]>": "a@[IPv6:2001:db8::1]",
+    '"a b"@[ipv6:::ffff:192.0.2.1]': '"a b"@[IPv6:::ffff:c000:201]',
+}
+
+
+@pytest.mark.parametrize(("text", "address"), LITERALS.items(), ids=LITERALS)
+def test_an_address_literal_where_it_is_allowed(text, address):
+    """Row D9: in one form, whatever the spelling (RFC 5321 section 4.1.3)."""
+    (mailbox,) = mailboxes_of(read_addresses(TO, text, Domains(literals=True)))
+
+    # Python 3.13 writes the IPv4 address inside of an IPv6 one with dots.
+    assert mailbox.address in (address, address.replace("c000:201", "192.0.2.1"))
+    assert mailbox.written == text
+
+
+@pytest.mark.parametrize(
+    "literal",
+    [
+        "",
+        "192.0.2",
+        "192.0.2.256",
+        "192.0.2.01",
+        "192.0.2.1 ",
+        "2001:db8::1",
+        "IPv6:",
+        "IPv6:fe80::1%eth0",
+        "x:1",
+        "\u0661.1.1.1",
+    ],
+)
+def test_what_is_no_address_literal_is_refused_even_there(literal):
+    """Row D9."""
+    with pytest.raises(InvalidEmail, match="In brackets only"):
+        read_bare(TO, f"a@[{literal}]", ANY)
+
+
+@pytest.mark.parametrize("domain", ["localhost", "LocalHost", "intranet", "münchen", "test"])
+def test_a_dotless_domain_where_it_is_allowed(domain):
+    """Row D9: as A-labels in lower case."""
+    assert read_bare(TO, f"a@{domain}", Domains(dotless=True)).domain == {"münchen": "xn--mnchen-3ya"}.get(
+        domain, domain.lower()
+    )
+
+
+@pytest.mark.parametrize(
+    "domain", ["local", "invalid", "2130706433", "0x7f000001", "-a", "a_b", "192.0.2.1", "a.localhost"]
+)
+def test_other_names_stay_refused(domain):
+    """Row D9: reserved ones, and what much software takes for an IP address."""
+    with pytest.raises(InvalidEmail):
+        read_bare(TO, f"a@{domain}", ANY)
+
+
+@pytest.mark.parametrize(
+    ("text", "setting"),
+    [
+        ("a@[192.0.2.1]", "Config.allow_address_literals"),
+        ("a@[IPv6:2001:db8::1]", "Config.allow_address_literals"),
+        ("a@localhost", "Config.allow_dotless_domains"),
+        ("a@intranet", "Config.allow_dotless_domains"),
+    ],
+)
+def test_the_refusal_names_the_setting_that_would_let_it_through(text, setting):
+    """Row D9: and each setting opens its own kind only."""
+    with pytest.raises(InvalidEmail, match=setting):
+        read(text)
+    other = Domains(dotless=True) if "literals" in setting else Domains(literals=True)
+    with pytest.raises(InvalidEmail, match=setting):
+        read_addresses(TO, text, other)
+
+
+def test_a_full_stop_of_another_script_is_a_dot():
+    """IDNA takes it for one: such a name is as full as any, and a reserved one stays reserved."""
+    assert read("a@example。org") == [("", "a@example.org")]
+    with pytest.raises(InvalidEmail):
+        read_bare(TO, "a@x。local", ANY)

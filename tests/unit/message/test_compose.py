@@ -2,11 +2,13 @@
 
 from datetime import UTC, datetime, timedelta, timezone
 from email import policy
+from email.message import EmailMessage
 from email.parser import BytesParser
 
 import pytest
 
 from mailstrom_async import Attachment, Email, InvalidEmail, Limits
+from mailstrom_async._message.addresses import ANY
 from mailstrom_async._message.compose import Envelope, compose
 from mailstrom_async._message.ids import Stamp
 
@@ -270,3 +272,34 @@ def test_there_may_be_several_ways_to_unsubscribe():
         prepare(list_unsubscribe=["https://example.org/u", "mailto:u@example.org>,<x"])
     with pytest.raises(InvalidEmail, match="list_unsubscribe: "):
         prepare(list_unsubscribe=[])
+
+
+@pytest.mark.parametrize("literal", ["[192.0.2.1]", "intranet"])
+@pytest.mark.parametrize(
+    "email",
+    [
+        lambda domain: Email(from_=f"a@{domain}", sender=f"s@{domain}", reply_to=f"r@{domain}", to=f"b@{domain}"),
+        lambda domain: f"From: a@{domain}\nSender: s@{domain}\nReply-To: r@{domain}\nTo: b@{domain}\n\n".encode(),
+        lambda domain: as_email_message(From=f"a@{domain}", Sender=f"s@{domain}", To=f"b@{domain}"),
+    ],
+    ids=["Email", "bytes", "EmailMessage"],
+)
+def test_unusual_domains_where_they_are_allowed(email, literal):
+    """Row D9: everywhere in a message, and in the envelope."""
+    message = email(literal)
+    with pytest.raises(InvalidEmail, match="taken only with"):
+        compose(message, Envelope(), STAMP, limits=Limits())
+    prepared = compose(message, Envelope(), STAMP, limits=Limits(), domains=ANY)
+    given = compose(message, Envelope(f"c@{literal}", [f"d@{literal}"]), STAMP, limits=Limits(), domains=ANY)
+
+    assert (prepared.sender, prepared.recipients) == (f"s@{literal}", (f"b@{literal}",))
+    assert (given.sender, given.recipients) == (f"c@{literal}", (f"d@{literal}",))
+    assert f"From: a@{literal}\r\n".encode() in prepared.content
+
+
+def as_email_message(**fields: str) -> EmailMessage:
+    message = EmailMessage()
+    for name, value in fields.items():
+        message[name] = value
+    message.set_content("x")
+    return message
