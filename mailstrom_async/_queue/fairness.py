@@ -68,23 +68,6 @@ class ReadyLines:
         """Line new deliveries up, behind all others of their destination: also behind those that the store has."""
         self.add(entry for entry in entries if entry.destination not in self._left_out)
 
-    def discard(self, delivery_ids: Iterable[int]) -> None:
-        """Forget deliveries that will not be claimed: cancelled, say."""
-        gone = self._waiting.intersection(delivery_ids)
-        if not gone:
-            return
-        self._waiting -= gone
-        for destination, line in list(self._lines.items()):
-            if any(entry.delivery_id in gone for entry in line):
-                self._lines[destination] = deque(entry for entry in line if entry.delivery_id not in gone)
-                self._drop_if_empty(destination)
-
-    def clear(self) -> None:
-        """Forget all that waits, not what is claimed."""
-        self._lines.clear()
-        self._waiting.clear()
-        self._left_out.clear()
-
     def take(self, count: int, size: int) -> list[Due]:
         """Choose what to claim now: one of each line in turn, within the windows.
 

@@ -177,30 +177,6 @@ def test_what_waited_long_for_more_than_all_memory_is_the_first_to_go_alone(turn
     assert first.delivery_id == 0
 
 
-def test_discarded_deliveries_are_not_taken():
-    """Those that are not there are no trouble, and the lines of others stay as they are."""
-    lines = ReadyLines(Share())
-    lines.add([*many("a", 3), *many("b", 1, 10)])
-    lines.discard([1, 10, 99])
-
-    assert 1 not in lines
-    assert ids(lines.take(10, MUCH)) == [0, 2]
-    lines.discard([])
-
-
-def test_clearing_keeps_count_of_what_is_claimed():
-    """Who pauses and goes on has claims that are still out."""
-    lines = ReadyLines(Share(least=2))
-    lines.add(many("a", 5))
-    lines.take(10, MUCH)
-    lines.clear()
-    lines.add(many("a", 5, 10))
-
-    assert lines.take(10, MUCH) == []
-    lines.finished("a", well=None)
-    assert ids(lines.take(10, MUCH)) == [10]
-
-
 @pytest.mark.rule("E5", "1000 domains: nothing is kept of them")
 def test_nothing_is_kept_of_destinations_that_have_nothing():
     """Row E5: a million domains, one after another, leave no trace."""
