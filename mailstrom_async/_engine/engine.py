@@ -11,6 +11,7 @@ from anyio.abc import TaskGroup
 
 from mailstrom_async._clock import Clock
 from mailstrom_async._config import Config
+from mailstrom_async._engine.attendance import Attendance
 from mailstrom_async._engine.broadcast import Broadcast
 from mailstrom_async._engine.claims import Claims
 from mailstrom_async._engine.health import Health
@@ -65,6 +66,7 @@ class Engine:
         self._claims = Claims(
             storage, clock, owner=owner, lease=config.lease, bytes_in_flight=config.limits.bytes_in_flight
         )
+        self._attendance = Attendance(storage, clock, owner=owner, lease=config.lease, on_change=self._portion_changed)
         self._scheduler: Scheduler | None = None
         self._sites: Sites | None = None
         self._group: TaskGroup | None = None
@@ -135,6 +137,7 @@ class Engine:
         async with anyio.create_task_group() as outer:
             outer.start_soon(self._claims.keep_leases)
             outer.start_soon(self._router.watch)
+            outer.start_soon(self._attendance.keep)
             recorded = anyio.Event()
             outer.start_soon(_run, self._recorder.run, recorded)
             await self._deliver_until_stopped()
@@ -151,6 +154,7 @@ class Engine:
             self._sites = Sites(
                 self._config, self._router, self._connector, self._settlement, self._health, group, self._claims.is_lost
             )
+            self._portion_changed()
             self._scheduler = Scheduler(self._storage, self._clock, self._claims, self._health, self._dispatch)
             scheduled = anyio.Event()
             group.start_soon(_run, self._scheduler.run, scheduled)
@@ -182,6 +186,7 @@ class Engine:
             dues = await self._claims.release(given_back, self._clock.now())
             due_again = {due.delivery_id for due in dues}
             await self._tell_of_cancelled([delivery for delivery in given_back if delivery.id not in due_again])
+            await self._attendance.leave()
         except StorageError as error:
             logger.error("claims could not be given back, they end with their lease: %s", error)  # noqa: TRY400
         self._sites = None
@@ -200,6 +205,10 @@ class Engine:
     def _tell(self, message_id: str, recorded: Recorded) -> None:
         self._broadcast.publish(events_of(message_id, recorded, self._broadcast.wants))
         self._broadcast.touch([message_id])
+
+    def _portion_changed(self) -> None:
+        if self._sites is not None:
+            self._sites.share(self._attendance.portion)
 
     def _dispatch(self, deliveries: Sequence[Delivery]) -> None:
         now = self._clock.now()

@@ -96,8 +96,25 @@ class Site:
         return self._sites.config.limits.recipients_per_transaction
 
     @property
+    def _most(self) -> int:
+        return self._sites.portion.of(self._sites.config.limits.connections_per_host)
+
+    @property
+    def _too_many(self) -> bool:
+        """A session has to end because our portion of the limits became smaller."""
+        return self._sessions > self._most or self._sites.surplus > 0
+
+    def adapt(self) -> None:
+        """Our portion of the limits has changed: what idles and is too much ends, what was too much before begins."""
+        for _ in range(self._sessions - self._most):
+            self._wake_idle(False)
+        if self.wants_session:
+            self._sites.want_session(self)
+
+    @property
     def wants_session(self) -> bool:
-        return self._sessions + self._parting < self._allowed and len(self._waiting) > self._sessions - self._carrying
+        allowed = min(self._allowed, self._most)
+        return self._sessions + self._parting < allowed and len(self._waiting) > self._sessions - self._carrying
 
     @property
     def busy(self) -> bool:
@@ -138,7 +155,7 @@ class Site:
                 bundle = None  # or its content would stay in memory while the session idles
                 if session is None:
                     lookahead.give_back()
-                elif self._sites.crowded and self._had_its_turn(session) and not lookahead:
+                elif ((self._sites.crowded and self._had_its_turn(session)) or self._too_many) and not lookahead:
                     return
         except Exception:
             # One session's fault is not the others': its deliveries are settled in _carry, the site goes on.
@@ -147,6 +164,7 @@ class Site:
             lookahead.give_back()
             self._sessions -= 1
             self._parting += 1
+            self._sites.session_parts()
             try:
                 if session is not None:
                     await self._part_from(session)
@@ -164,6 +182,7 @@ class Site:
             and session.transactions < self._sites.config.limits.messages_per_connection
             and not self._sites.closed
             and not self._sites.crowded
+            and not self._too_many
         )
 
     def _had_its_turn(self, session: Session) -> bool:

@@ -18,6 +18,7 @@ from mailstrom_async._engine.waits import Wait, Waits
 from mailstrom_async._envelope import Delivery
 from mailstrom_async._policy.hosts import Route
 from mailstrom_async._policy.verdict import judge_breakdown
+from mailstrom_async._queue.portion import WHOLE, Portion
 from mailstrom_async._reply import Phase
 from mailstrom_async._status import Outcome
 from mailstrom_async.smtp.base import Connector
@@ -65,6 +66,8 @@ class Sites:
         self._sessions = 0
         # As many connections as are allowed may wait for slow hosts, besides those that do not.
         self._waits = Waits(config.limits.connections, self._serve)
+        self.portion = WHOLE
+        self.surplus = 0  # sessions that are to end, because others came to share the limits
         self._routing: dict[str, list[Delivery]] = {}
         self._suspended: dict[SiteKey, _Suspension] = {}
         self.closed = False
@@ -108,6 +111,22 @@ class Sites:
         return Wait(self._waits)
 
     @property
+    def connections(self) -> int:
+        """How many sessions there may be now, besides slow ones."""
+        return self.portion.of(self.config.limits.connections)
+
+    def share(self, portion: Portion) -> None:
+        """This is our portion of the limits from now on."""
+        self.portion = portion
+        self._waits.most_slow = self.connections
+        self.surplus = max(0, self._sessions - self.connections - min(self._waits.slow, self.connections))
+        for site in self._sites.values():
+            site.adapt()
+        for _ in range(self.surplus):
+            any(site.dismiss_idle() for site in self._sites.values())
+        self._serve()
+
+    @property
     def crowded(self) -> bool:
         """Another site waits for a connection."""
         return bool(self._wanting)
@@ -130,6 +149,10 @@ class Sites:
         """The relay refuses our login, or does no more: a fault of the settings, which hits all mail."""
         self._health.report("relay", trouble)
 
+    def session_parts(self) -> None:
+        """One carries nothing any more."""
+        self.surplus = max(0, self.surplus - 1)
+
     def session_ended(self, site: Site) -> None:
         self._sessions -= 1
         if site.forgettable and self._sites.get(site.key) is site:
@@ -140,7 +163,7 @@ class Sites:
 
     def _serve(self) -> None:
         while self._wanting and not self.closed:
-            if self._sessions - self._waits.slow >= self.config.limits.connections:
+            if self._sessions - self._waits.slow >= self.connections:
                 any(site.dismiss_idle() for site in self._sites.values())
                 return
             key, _ = self._wanting.popitem(last=False)

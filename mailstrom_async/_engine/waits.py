@@ -20,7 +20,7 @@ class Waits:
             most_slow: How many may count as slow at a time.
             on_slow: Called when there are more of them than before.
         """
-        self._most_slow = most_slow
+        self.most_slow = most_slow
         self._on_slow = on_slow
         self._since: dict[Wait, float] = {}
         self._slow: set[Wait] = set()
@@ -44,7 +44,7 @@ class Waits:
         self._timer = loop.call_later(SLOW / 4, self._look, loop) if self._since or self._slow else None
         before = len(self._slow)
         for wait, since in list(self._since.items()):  # in the order of their begin
-            if since > loop.time() - SLOW or len(self._slow) >= self._most_slow:
+            if since > loop.time() - SLOW or len(self._slow) >= self.most_slow:
                 break
             del self._since[wait]
             self._slow.add(wait)

@@ -97,7 +97,12 @@ _VERSION_1 = (
     "INSERT INTO mailstrom.schema_version VALUES (0)",
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_VERSION_1,)
+_ENGINES = (
+    # Who delivers, to share the limits.
+    "CREATE TABLE mailstrom.engines (owner text PRIMARY KEY, seen_at timestamptz NOT NULL)",
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_VERSION_1, _ENGINES)
 """The n-th entry makes version n (`schema_version`) of the one before. What was released is never changed."""
 
 _LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('mailstrom_async ' || $1, 0))"
@@ -195,7 +200,7 @@ async def _check_free(session: Session) -> None:
     if not await session.fetch("SELECT FROM pg_namespace WHERE nspname = $1", session.schema):
         await session.execute(f"CREATE SCHEMA {session.schema}")
         return
-    ours = ["messages", "contents", "deliveries", "recipients", "attempts"]
+    ours = ["messages", "contents", "deliveries", "recipients", "attempts", "engines"]
     taken = await session.fetch(_TABLES, session.schema, ours)
     if taken:
         raise StorageIncompatible(

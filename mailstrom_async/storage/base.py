@@ -11,11 +11,12 @@ store, so a restart neither forgets nor hurries.
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Protocol, runtime_checkable
 
 from mailstrom_async._envelope import Delivery, PreparedEmail
 from mailstrom_async._envelope import Due as Due
+from mailstrom_async._queue.portion import Portion as Portion
 from mailstrom_async._status import Attempt, Deferred, Delivered, Failed, MessageStatus
 
 
@@ -203,4 +204,25 @@ class Outbox(Protocol):
             AlreadyQueued: One has the Message-ID of a stored message, or of another in this call.
             QueueFull: There would be more than `queue_size` messages with unfinished recipients.
         """
+        ...
+
+
+@runtime_checkable
+class Roster(Protocol):
+    """**Protocol:** what a store must do besides, if several mailers deliver from it at the same time: count them.
+
+    Then each keeps to its portion of `Limits`. From a store without it only one delivers at a time (from a SQLite file,
+    too, the process that owns it), and that one has the limits whole.
+    """
+
+    async def attend(self, owner: str, *, now: datetime, lease: timedelta) -> Portion:
+        """Note that this mailer delivers; it is counted for as long as `lease`, and comes again before that is over.
+
+        Returns:
+            Its place among those that are counted now. All of them are numbered in one order.
+        """
+        ...
+
+    async def leave(self, owner: str) -> None:
+        """Count this mailer no longer."""
         ...

@@ -13,11 +13,12 @@ from mailstrom_async._status import Attempt, MessageStatus
 from mailstrom_async.storage import _postgres_outbox as outbox
 from mailstrom_async.storage import _postgres_queue as queue
 from mailstrom_async.storage import _postgres_reads as reads
+from mailstrom_async.storage import _postgres_roster as roster
 from mailstrom_async.storage._postgres_accept import Accepting
 from mailstrom_async.storage._postgres_connection import Address, Connections, Session
 from mailstrom_async.storage._postgres_listener import Listener
 from mailstrom_async.storage._postgres_schema import checked_name, make_ready
-from mailstrom_async.storage.base import Acceptance, Record, Recorded
+from mailstrom_async.storage.base import Acceptance, Portion, Record, Recorded
 
 
 class PostgresStorage:
@@ -26,6 +27,9 @@ class PostgresStorage:
     Each of them accepts, delivers and answers for all. A delivery belongs to one mailer at a time, until its lease
     ends; what a mailer that died had claimed is taken over then. So the clocks of the machines must agree, to within a
     third of `Config.lease`.
+
+    Those that deliver share `Limits.connections` and `connections_per_host`: each counts itself among them every few
+    seconds, and one that was killed counts until its lease would have ended.
 
     What others accept is heard of by LISTEN/NOTIFY, on a connection of its own; where that fails, within seconds.
     Connections that break are made again. Meanwhile operations wait up to `timeout`, then raise StorageError.
@@ -137,6 +141,12 @@ class PostgresStorage:
     async def record(self, records: Sequence[Record]) -> list[Recorded]:
         # Nobody is told: what is deferred is in our own delay heap, and others find it when they next look.
         return await self._usable().connections.transact(lambda session: queue.record(session, records))
+
+    async def attend(self, owner: str, *, now: datetime, lease: timedelta) -> Portion:
+        return await self._usable().connections.run(lambda session: roster.attend(session, owner, now, lease))
+
+    async def leave(self, owner: str) -> None:
+        await self._usable().connections.run(lambda session: roster.leave(session, owner))
 
     async def status(self, message_id: str) -> MessageStatus | None:
         return await self._usable().connections.read(lambda session: reads.status(session, message_id))

@@ -3,11 +3,12 @@
 from mailstrom_async.testing._contract.accepting import Accepting
 from mailstrom_async.testing._contract.asking import Asking
 from mailstrom_async.testing._contract.claiming import Claiming
+from mailstrom_async.testing._contract.counting import Counting
 from mailstrom_async.testing._contract.recording import Recording
 from mailstrom_async.testing._contract.reopening import Reopening
 
 
-class StorageContract(Accepting, Claiming, Recording, Asking, Reopening):
+class StorageContract(Accepting, Claiming, Recording, Asking, Reopening, Counting):
     """Proves a `Storage` of your own. Inherit from it in a test module, and say how your store is made:
 
         from mailstrom_async.testing import StorageContract

@@ -29,7 +29,7 @@ async def test_many_processes_may_open_a_new_store_at_once(dsn: str, schema: str
     versions = await run(dsn, f"SELECT version FROM {schema}.schema_version")
     await asyncio.gather(*(store.aclose() for store in stores))
 
-    assert [row[0] for row in versions] == [1]
+    assert [row[0] for row in versions] == [2]
 
 
 async def test_another_programs_tables_are_left_alone(dsn: str, schema: str, storage: PostgresStorage) -> None:
@@ -48,7 +48,7 @@ async def test_a_store_of_a_newer_version_is_left_alone(dsn: str, schema: str, s
     await storage.aclose()
     await run(dsn, f"UPDATE {schema}.schema_version SET version = 99")
 
-    with pytest.raises(StorageIncompatible, match="version 99, and this library knows up to 1"):
+    with pytest.raises(StorageIncompatible, match="version 99, and this library knows up to 2"):
         await storage.open(NOW)
 
 

@@ -141,12 +141,12 @@ async def test_killed_workers_lose_nothing_and_their_mail_is_taken_over(dsn: str
 
 
 @asynccontextmanager
-async def worker(dsn: str, schema: str, port: int) -> AsyncIterator[asyncio.subprocess.Process]:
+async def worker(dsn: str, schema: str, port: int, connections: int = 8) -> AsyncIterator[asyncio.subprocess.Process]:
     """A process that delivers to the sink at this port, with a lease of two seconds."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         str(Path(__file__).with_name("_worker.py")),
-        *[dsn, schema, str(port), "2"],
+        *[dsn, schema, str(port), "2", str(connections)],
         stdin=asyncio.subprocess.PIPE,  # ends with this process, and then so does the worker
         stdout=asyncio.subprocess.PIPE,
         env={"PYTHONPATH": str(ROOT), "PATH": ""},
