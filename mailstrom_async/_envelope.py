@@ -3,8 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 RecipientState = Literal["queued", "deferred", "delivered", "failed"]
 
@@ -82,7 +81,7 @@ class QueuedMessage:
         is made, nor is the event loop held up for all of it.
         """
         if len(self.content) <= size:
-            yield self._stuffed
+            yield self.stuffed
             return
         start = 0
         while len(self.content) - start > size:
@@ -94,9 +93,13 @@ class QueuedMessage:
             start = end
         yield _stuff(self.content[start:]) + self._end
 
-    @cached_property
-    def _stuffed(self) -> bytes:
-        return _stuff(self.content) + self._end
+    @property
+    def stuffed(self) -> bytes:
+        """All of it in one piece, made once."""
+        made = self.__dict__.get("_stuffed")  # functools.cached_property takes a lock, which costs more than the rest
+        if made is None:
+            made = self.__dict__["_stuffed"] = _stuff(self.content) + self._end
+        return cast(bytes, made)
 
     @property
     def _end(self) -> bytes:

@@ -7,12 +7,16 @@ any further.
 
 import re
 from collections import deque
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from mailstrom_async._reply import Phase, Reply
 
 MAX_REPLY_BYTES = 64 * 1024
 MAX_TEXT = 2_000
+USUAL = 200
+"""Bytes of a line above which nothing is remembered of it."""
 
 CLOSING = 421
 
@@ -61,6 +65,31 @@ def printable(text: str) -> str:
     )
 
 
+@lru_cache(maxsize=256)
+def _one_line(line: bytes) -> Answer | None:
+    """The reply that is this line alone; None: it is not whole, or none at all.
+
+    Servers say the same few things again and again.
+    """
+    match = _LINE.fullmatch(line)
+    return None if match is None or match[2] == b"-" else _answer(match[1], [match[3] or b""])
+
+
+def _answer(code_digits: bytes, lines: Sequence[bytes]) -> Answer:
+    code = int(code_digits)
+    enhanced = None
+    texts: list[str] = []
+    for raw in lines:
+        text = printable(raw[: 4 * MAX_TEXT].decode("utf-8", "replace").strip())
+        match = _ENHANCED.match(text)
+        # A status of another class contradicts the code, and the code decides; it stays in the text as a curiosity.
+        if match is not None and int(match[1]) == code // 100:
+            enhanced = enhanced or match[0]
+            text = text[match.end() :].lstrip()
+        texts.append(text)
+    return Answer(code, enhanced, "\n".join(texts)[:MAX_TEXT])
+
+
 class ReplyReader:
     """Takes bytes as they arrive, and gives the replies in them one by one."""
 
@@ -91,6 +120,8 @@ class ReplyReader:
             line = bytes(self._buffer[:end]).rstrip(b"\r")
             del self._buffer[: end + 1]
             self._searched = 0
+            if not self._lines and end < USUAL and (answer := _one_line(line)) is not None:
+                return answer
             self._size += end + 1
             self._check_size(0)
             if self._take(line):
@@ -116,21 +147,11 @@ class ReplyReader:
         return bool(mark != b"-")
 
     def _finish(self) -> Answer:
-        code = int(self._code or b"")
-        enhanced = None
-        texts: list[str] = []
-        for raw in self._lines:
-            text = printable(raw[: 4 * MAX_TEXT].decode("utf-8", "replace").strip())
-            match = _ENHANCED.match(text)
-            # A status of another class contradicts the code, and the code decides; it stays in the text as a curiosity.
-            if match is not None and int(match[1]) == code // 100:
-                enhanced = enhanced or match[0]
-                text = text[match.end() :].lstrip()
-            texts.append(text)
+        answer = _answer(self._code or b"", self._lines)
         self._code = None
         self._lines = []
         self._size = 0
-        return Answer(code, enhanced, "\n".join(texts)[:MAX_TEXT])
+        return answer
 
 
 class ReplyQueue:

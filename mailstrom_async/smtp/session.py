@@ -1,17 +1,30 @@
 """A session: a connection that is ready for transactions, and remembers what the server offered."""
 
 from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
 
 from mailstrom_async._config import Timeouts
 from mailstrom_async._envelope import QueuedMessage
 from mailstrom_async._status import TLSFacts
 from mailstrom_async.smtp.base import Following, Target, TransactionResult
-from mailstrom_async.smtp.transaction import Envelope, Offers, Transaction, unfit
+from mailstrom_async.smtp.envelope import Envelope, Offers, unfit
+from mailstrom_async.smtp.transaction import Transaction
 from mailstrom_async.smtp.wire import Broken, Wire
 
 QUIT = b"QUIT\r\n"
 # Nothing depends on the answer: every message of this session has its outcome.
 QUIT_SECONDS = 1.0
+
+
+class _Ahead(NamedTuple):
+    """An envelope that was sent before its transaction began."""
+
+    message: QueuedMessage
+    envelope: Envelope
+
+    def matches(self, message: QueuedMessage, recipients: Sequence[str]) -> bool:
+        return self.message is message and self.envelope.recipients == tuple(recipients)
 
 
 class SMTPSession:
@@ -25,7 +38,7 @@ class SMTPSession:
         self._timeouts = timeouts
         self._transactions = 0
         self._last: Transaction | None = None
-        self._ahead: Envelope | None = None  # sent, and its transaction not yet begun
+        self._ahead: _Ahead | None = None  # sent, and its transaction not yet begun
 
     @property
     def target(self) -> Target:
@@ -54,27 +67,30 @@ class SMTPSession:
     async def transact(
         self, message: QueuedMessage, recipients: Sequence[str], following: Following | None = None
     ) -> TransactionResult:
-        envelope = Envelope.write(message, recipients, self._offers)
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and not ahead.matches(message, recipients):
+            self._wire.abort()  # the server holds another envelope, and waits for its content
+            ahead = None
+        envelope = ahead.envelope if ahead is not None else Envelope.write(message, recipients, self._offers)
         # Before the first transaction the opening is of interest: it may explain what follows.
         if self._transactions:
             self._wire.transcript.clear()
-        refused = unfit(message, self._offers, self._target)
-        if refused is not None:
+        if ahead is None and (refused := unfit(message, self._offers, self._target)) is not None:
             return TransactionResult({}, refused)
-        begun = self._ahead is not None
-        if begun and self._ahead != envelope:
-            self._wire.abort()  # the server holds another envelope, and waits for its content
-        self._ahead = None
-        reused = self._transactions > 0
-        reset = self._last is not None and self._last.unfinished
-        self._transactions += 1
-        self._last = Transaction(
-            self._wire, self._target, self._timeouts, pipelining=self._offers.pipelining, begun=begun
+        last = self._last
+        self._last = transaction = Transaction(
+            self._wire,
+            self._target,
+            self._timeouts,
+            message,
+            envelope,
+            pipelining=self._offers.pipelining,
+            begun=ahead is not None,
+            write_next=partial(self._write_next, following),
         )
+        self._transactions += 1
         try:
-            return await self._last.run(
-                message, envelope, reset=reset, reused=reused, write_next=lambda: self._write_next(following)
-            )
+            return await transaction.run(reset=last is not None and last.unfinished, reused=last is not None)
         except BaseException:
             self._wire.abort()
             raise
@@ -85,15 +101,16 @@ class SMTPSession:
         if named is None or unfit(named[0], self._offers, self._target) is not None:
             return None
         try:
-            self._ahead = Envelope.write(*named, self._offers)
+            envelope = Envelope.write(*named, self._offers)
         except ValueError:
             return None  # its own transaction will raise it, and this one is not to suffer from it
-        return self._ahead
+        self._ahead = _Ahead(named[0], envelope)
+        return envelope
 
     async def quit(self) -> None:
         try:
             if self._wire.usable and self._ahead is None:
-                self._wire.send([QUIT])
+                self._wire.send(QUIT)
                 await self._wire.answer(QUIT_SECONDS)
         except Broken:
             # Deliberately nothing: the session ends, which is all that was wanted.

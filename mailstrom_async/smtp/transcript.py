@@ -14,11 +14,15 @@ class Transcript:
     __slots__ = ("_lines",)
 
     def __init__(self) -> None:
-        self._lines: deque[bytes | str | Answer] = deque(maxlen=MAX_LINES)
+        self._lines: deque[bytes | str | int | Answer] = deque(maxlen=MAX_LINES)
 
     def ours(self, line: bytes | str) -> None:
         """Note a command, or a remark in place of what is not to be noted: content, credentials."""
         self._lines.append(line)
+
+    def content(self, size: int) -> None:
+        """Note that the content went out, so many bytes of it."""
+        self._lines.append(size)
 
     def theirs(self, answer: Answer) -> None:
         """Note a reply."""
@@ -33,8 +37,10 @@ class Transcript:
         return tuple(_render(line)[:MAX_LINE] for line in self._lines)
 
 
-def _render(line: bytes | str | Answer) -> str:
+def _render(line: bytes | str | int | Answer) -> str:
     if isinstance(line, Answer):
         return f"S: {line}"
+    if isinstance(line, int):
+        return f"C: ({line} bytes of content)"
     text = line.decode("utf-8", "replace") if isinstance(line, bytes) else line
     return f"C: {printable(text.rstrip())}"

@@ -3,7 +3,6 @@
 import asyncio
 import math
 import socket
-from collections.abc import Sequence
 from typing import Literal
 
 from mailstrom_async._policy.replies import Answer, ReplyQueue
@@ -48,6 +47,9 @@ class Wire(asyncio.Protocol):
         self._replies = ReplyQueue()
         self._lost: str | None = "closed the connection" if transport.is_closing() else None
         self._waiter: asyncio.Future[bool] | None = None
+        self._deadline = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_ends = math.inf
         self._encrypted = transport.get_extra_info("ssl_object") is not None
         # Writing pauses as soon as the kernel takes no more, and goes on once it has taken all: so "not paused" means
         # sent. (1, not 0: asyncio's TLS transport pauses for ever at a high-water mark of 0.)
@@ -102,10 +104,10 @@ class Wire(asyncio.Protocol):
         """A reply is here that was not taken."""
         return bool(self._replies.ready)
 
-    def send(self, commands: Sequence[bytes]) -> None:
-        """Send commands, each of which will be answered."""
-        self.expect(len(commands))
-        self.write(b"".join(commands))
+    def send(self, command: bytes) -> None:
+        """Send a command, which will be answered."""
+        self.expect()
+        self.write(command)
 
     @property
     def closed_by_server(self) -> bool:
@@ -123,6 +125,15 @@ class Wire(asyncio.Protocol):
         self._transport.write(data)
         return not self._transport.is_closing()
 
+    def take(self) -> Answer | None:
+        """The reply to the oldest command that has none yet, if it is here; None: `answer` waits for it, or tells why
+        there will be none."""
+        if not self._replies.ready or self._replies.fault is not None:
+            return None
+        answer = self._replies.ready.popleft()
+        self.transcript.theirs(answer)
+        return answer
+
     async def answer(self, seconds: float, until: float = math.inf) -> Answer:
         """The reply to the oldest command that has none yet, within so many seconds for all of its lines.
 
@@ -135,15 +146,13 @@ class Wire(asyncio.Protocol):
                 first.
         """
         deadline = min(self._loop.time() + seconds, until)
-        while not self._replies.ready or self._replies.fault is not None:
+        while (answer := self.take()) is None:
             self._check()
             if not await self._change(deadline):
                 raise Broken(
                     "network",
                     f"gave no answer within {seconds:g} s" if deadline < until else "draws its answers out too long",
                 )
-        answer = self._replies.ready.popleft()
-        self.transcript.theirs(answer)
         return answer
 
     async def drain(self, seconds: float) -> None:
@@ -185,28 +194,49 @@ class Wire(asyncio.Protocol):
             self._lost = reason
         self._transport.abort()
         self._wake()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer, self._timer_ends = None, -math.inf  # none any more: nothing is waited for on a lost connection
 
     async def _change(self, deadline: float) -> bool:
         """Wait until something happened; False: nothing did until the deadline."""
         waiter: asyncio.Future[bool] = self._loop.create_future()
         self._waiter = waiter
-        timer = self._loop.call_at(deadline, _expire, waiter)
+        self._deadline = deadline
+        if self._timer_ends > deadline:
+            self._set_timer(deadline)
         try:
             if await waiter:
                 return True
             # After a stall of the loop, what arrived meanwhile may be read only in its next round.
             self._waiter = waiter = self._loop.create_future()
-            self._loop.call_soon(self._loop.call_soon, _expire, waiter)
+            self._loop.call_soon(self._loop.call_soon, self._expire, waiter)
             return await waiter
         finally:
-            timer.cancel()
             self._waiter = None
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(True)
 
+    # One timer serves all that is waited for, one after another: where an answer comes in time it is left to run on,
+    # and when it ends it is set to what is waited for then. To set one for each answer would cost more than to read it.
 
-def _expire(waiter: asyncio.Future[bool]) -> None:
-    if not waiter.done():
-        waiter.set_result(False)
+    def _set_timer(self, ends: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_ends = ends
+        self._timer = self._loop.call_at(ends, self._timer_ended)
+
+    def _timer_ended(self) -> None:
+        ended, self._timer, self._timer_ends = self._timer_ends, None, math.inf
+        if self._waiter is None:
+            return
+        if ended < self._deadline:
+            self._set_timer(self._deadline)
+        else:
+            self._expire(self._waiter)
+
+    def _expire(self, waiter: asyncio.Future[bool]) -> None:
+        if not waiter.done():
+            waiter.set_result(False)

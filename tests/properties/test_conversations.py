@@ -18,8 +18,8 @@ from mailstrom_async._envelope import QueuedMessage
 from mailstrom_async._reply import Phase
 from mailstrom_async._status import TLSFacts
 from mailstrom_async.smtp import Target, TransactionResult
+from mailstrom_async.smtp.envelope import Offers
 from mailstrom_async.smtp.session import SMTPSession
-from mailstrom_async.smtp.transaction import Offers
 from mailstrom_async.smtp.transcript import Transcript
 from mailstrom_async.smtp.wire import Broken, Wire
 
