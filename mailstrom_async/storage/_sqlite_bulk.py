@@ -9,7 +9,7 @@ left to the functions of `_sqlite_queue`, which do the same row by row and say w
 import json
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from itertools import count
 from typing import Any, get_args
@@ -20,6 +20,7 @@ from mailstrom_async._envelope import Delivery, PendingRecipient, QueuedMessage,
 from mailstrom_async._model import Frozen
 from mailstrom_async._status import FINAL_STATES
 from mailstrom_async.storage._rules import destinations, final_at
+from mailstrom_async.storage._sqlite_recent import Fresh
 from mailstrom_async.storage._sqlite_rows import LARGE, to_integer, to_time
 from mailstrom_async.storage.base import Acceptance, Due, Record, Recorded
 
@@ -154,12 +155,43 @@ def claim(
         claims.append(
             Delivery(delivery_id, destination, owner, attempt + 1, tuple(pending[delivery_id]), messages[key])
         )
+    _mark_claimed(connection, claims, owner, now, lease_until)
+    return claims
+
+
+def claim_fresh(
+    connection: sqlite3.Connection, fresh: Mapping[int, Fresh], owner: str, now: datetime, lease_until: datetime
+) -> list[Delivery]:
+    """Claim those of the deliveries that are due and nobody's, and still as they were accepted."""
+    rows = _read(
+        connection,
+        "SELECT json_group_array(json_array(d.id, d.message, m.message_id)) FROM json_each(?) AS j"
+        " CROSS JOIN deliveries AS d ON d.id = j.value CROSS JOIN messages AS m ON m.key = d.message"
+        " WHERE d.owner IS NULL AND d.due_at <= ? AND d.attempt = 0",
+        _json(list(fresh)),
+        to_integer(now),
+    )
+    messages: dict[int, QueuedMessage] = {}
+    claims: list[Delivery] = []
+    for delivery_id, key, message_id in rows:
+        known = fresh[delivery_id]
+        if known.acceptance.prepared.message_id != message_id:
+            continue  # the file is another one than it was
+        if key not in messages:
+            messages[key] = known.message(key)
+        claims.append(known.claimed(delivery_id, owner, messages[key]))
+    _mark_claimed(connection, claims, owner, now, lease_until)
+    return claims
+
+
+def _mark_claimed(
+    connection: sqlite3.Connection, claims: Sequence[Delivery], owner: str, now: datetime, lease_until: datetime
+) -> None:
     connection.execute(
         "UPDATE deliveries SET owner = ?, claimed_at = ?, due_at = ?, attempt = attempt + 1"
         " WHERE id IN (SELECT value FROM json_each(?))",
         (owner, to_integer(now), to_integer(lease_until), _json([claimed.id for claimed in claims])),
     )
-    return claims
 
 
 def record(connection: sqlite3.Connection, records: Sequence[Record]) -> dict[int, Recorded]:

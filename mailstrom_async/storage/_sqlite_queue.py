@@ -2,9 +2,10 @@
 
 import logging
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from types import MappingProxyType
 from typing import TypeVar
 
 from mailstrom_async._envelope import Delivery
@@ -15,6 +16,7 @@ from mailstrom_async.storage import _sqlite_bulk as bulk
 from mailstrom_async.storage._rules import as_stored, destinations
 from mailstrom_async.storage._sqlite_errors import Unreadable
 from mailstrom_async.storage._sqlite_reads import key_of, status
+from mailstrom_async.storage._sqlite_recent import Fresh
 from mailstrom_async.storage._sqlite_rows import (
     destination_of,
     due,
@@ -37,6 +39,8 @@ from mailstrom_async.storage.base import Acceptance, Due, Record, Recorded
 logger = logging.getLogger("mailstrom_async")
 
 T = TypeVar("T")
+
+NOTHING_FRESH: Mapping[int, Fresh] = MappingProxyType({})
 
 PURGED_AT_ONCE = 100
 """Messages that one operation forgets: some milliseconds, in which nothing is accepted."""
@@ -107,10 +111,20 @@ def take_up(connection: sqlite3.Connection, now: datetime) -> None:
 
 
 def claim(
-    connection: sqlite3.Connection, delivery_ids: Sequence[int], owner: str, now: datetime, lease_until: datetime
+    connection: sqlite3.Connection,
+    delivery_ids: Sequence[int],
+    owner: str,
+    now: datetime,
+    lease_until: datetime,
+    fresh: Mapping[int, Fresh] = NOTHING_FRESH,
 ) -> list[Delivery]:
-    claims = _in_bulk(connection, lambda: bulk.claim(connection, delivery_ids, owner, now, lease_until)) or []
+    claims: list[Delivery] = []
+    if fresh:
+        claims = _in_bulk(connection, lambda: bulk.claim_fresh(connection, fresh, owner, now, lease_until)) or []
     claimed = {delivery.id for delivery in claims}
+    if left := [delivery_id for delivery_id in delivery_ids if delivery_id not in claimed]:
+        claims += _in_bulk(connection, lambda: bulk.claim(connection, left, owner, now, lease_until)) or []
+        claimed = {delivery.id for delivery in claims}
     messages = {delivery.message.key: delivery.message for delivery in claims}
     now_integer = to_integer(now)
     for delivery_id in delivery_ids:

@@ -105,7 +105,9 @@ class Share:
         if self.wake is not None and not self.closing:
             self.wake()
 
-    def _delivers(self) -> bool:
+    @property
+    def delivers(self) -> bool:
+        """An engine of this process runs."""
         seen_at = self._engine_seen_at
         return seen_at is not None and self.loop.time() - seen_at < IDLE_SECONDS
 
@@ -139,7 +141,7 @@ class Share:
             StorageError: It can't be opened.
         """
         self._trouble = StorageError(f"{self._path} is changing hands, and nobody has it yet")
-        may_own_at = 0.0 if until is not None or self._delivers() else self.loop.time() + RELUCTANCE_SECONDS
+        may_own_at = 0.0 if until is not None or self.delivers else self.loop.time() + RELUCTANCE_SECONDS
         while True:
             pause = RETRY_SECONDS
             try:
@@ -176,6 +178,6 @@ class Share:
         return bool(locked)
 
     async def _own(self, now: datetime) -> Owner:
-        owner = Owner(self._path, now, wake=self._call_engine, delivers=self._delivers)
+        owner = Owner(self._path, now, wake=self._call_engine, delivers=lambda: self.delivers)
         await owner.open()
         return owner

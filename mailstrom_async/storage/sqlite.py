@@ -15,6 +15,7 @@ from mailstrom_async.storage import _sqlite_reads as reads
 from mailstrom_async.storage._sqlite_calls import Call
 from mailstrom_async.storage._sqlite_follower import Follower, OwnerLost
 from mailstrom_async.storage._sqlite_lane import Operation, T
+from mailstrom_async.storage._sqlite_recent import Recent
 from mailstrom_async.storage._sqlite_share import Share
 from mailstrom_async.storage.base import Acceptance, Record, Recorded
 
@@ -50,6 +51,7 @@ class SQLiteStorage:
             raise ValueError("SQLiteStorage needs the path of a file; use MemoryStorage() for a queue in memory")
         self._path = Path(path)
         self._share: Share | None = None
+        self._recent = Recent()
 
     def __repr__(self) -> str:
         return f"<SQLiteStorage {str(self._path)!r} [{self._share.role if self._share else 'closed'}]>"
@@ -68,6 +70,7 @@ class SQLiteStorage:
             await self.aclose()  # whoever closed it did not wait for the end
         # What a parent process has opened stays as it is in this one: its threads are not here, its connections must
         # not be touched.
+        self._recent.clear()
         self._share = share = Share(self._path, now)
         try:
             await share.open()
@@ -76,6 +79,7 @@ class SQLiteStorage:
             raise
 
     async def aclose(self) -> None:
+        self._recent.clear()
         share = self._share
         if share is None:
             return
@@ -85,7 +89,10 @@ class SQLiteStorage:
             self._share = None
 
     async def enqueue(self, acceptances: Sequence[Acceptance], *, queue_size: int | None = None) -> list[Due]:
-        return await self._do(calls.Enqueue(acceptances, queue_size))
+        dues = await self._do(calls.Enqueue(acceptances, queue_size))
+        if self._share is not None and self._share.delivers:
+            self._recent.add(acceptances, dues)
+        return dues
 
     async def status(self, message_id: str) -> MessageStatus | None:
         return await self._do(calls.Status(message_id)) if _is_text(message_id) else None
@@ -123,7 +130,8 @@ class SQLiteStorage:
     async def claim(
         self, delivery_ids: Sequence[int], *, owner: str, now: datetime, lease_until: datetime
     ) -> list[Delivery]:
-        return await self._deliver(lambda db: queue.claim(db, delivery_ids, owner, now, lease_until), [])
+        fresh = self._recent.take(delivery_ids)
+        return await self._deliver(lambda db: queue.claim(db, delivery_ids, owner, now, lease_until, fresh), [])
 
     async def renew(self, deliveries: Sequence[Delivery], lease_until: datetime) -> list[Delivery]:
         return await self._deliver(lambda db: queue.renew(db, deliveries, lease_until), list(deliveries))

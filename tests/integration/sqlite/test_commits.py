@@ -18,6 +18,8 @@ from mailstrom_async.storage import SQLiteStorage, _sqlite_owner, _sqlite_reads,
 from mailstrom_async.storage import _sqlite_queue as queue
 from mailstrom_async.storage._sqlite_guard import Guard
 from mailstrom_async.storage._sqlite_lane import BATCH
+from mailstrom_async.storage._sqlite_recent import Recent
+from mailstrom_async.storage.base import Due
 from mailstrom_async.testing._contract.ground import (
     ADA,
     EVE,
@@ -191,10 +193,13 @@ async def test_no_statement_of_the_queue_looks_at_what_it_does_not_return(store:
         )
     deliveries = await claim(store, now=NOW + 5 * INSTANT)
     await store.record([record_of(deliveries[0], deferred(NOW), NOW)])
+    fresh = Recent()
+    fresh.add([email("11")], [Due(NOW, 12, "11.example", 1)])
     operations: dict[str, Callable[[sqlite3.Connection], object]] = {
         "upcoming": lambda db: _sqlite_reads.upcoming(db, 10, ()),
         "upcoming, some excluded": lambda db: _sqlite_reads.upcoming(db, 10, {"1.example"}),
         "claim": lambda db: queue.claim(db, [10, 11, deliveries[1].id], "two", NOW + HOUR, NOW + 2 * HOUR),
+        "claim, some fresh": lambda db: queue.claim(db, [12], "two", NOW + HOUR, NOW + 2 * HOUR, fresh.take([12])),
         "renew": lambda db: queue.renew(db, deliveries, NOW),
         "release": lambda db: queue.release(db, deliveries[2:3], NOW),
         "record": lambda db: queue.record(db, [record_of(deliveries[3], delivered())]),
@@ -211,7 +216,14 @@ async def test_no_statement_of_the_queue_looks_at_what_it_does_not_return(store:
     }
     # The first has one row; the second is in order, and left at the limit; the third is what the inner SELECT found.
     allowed = {"SCAN counters", "SCAN messages USING INDEX messages_incomplete", "SCAN (subquery-1)"}
-    small_sorts = {"status", "cancel", "prepared", "recent", "claim"}  # of the recipients of what is asked for
+    small_sorts = {
+        "status",
+        "cancel",
+        "prepared",
+        "recent",
+        "claim",
+        "claim, some fresh",
+    }  # of the recipients of what is asked for
     for name, operation in operations.items():
         found = [
             step

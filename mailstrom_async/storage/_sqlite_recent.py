@@ -1,0 +1,90 @@
+"""What was accepted a moment ago, kept in memory: most of it is claimed in the next one, and need not be read again."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from mailstrom_async._envelope import Delivery, Due, PendingRecipient, QueuedMessage
+from mailstrom_async.storage._rules import destinations
+from mailstrom_async.storage.base import Acceptance
+
+ROOM = 32 * 1024 * 1024
+"""Bytes of content that may be kept."""
+LARGE = 256 * 1024
+"""Bytes of a content from which on reading it again costs little beside sending it."""
+KEPT_SECONDS = 60.0
+"""What is not claimed by then waits for something, and is read when its time comes."""
+
+
+class Fresh(NamedTuple):
+    """A delivery as it was accepted, so as it is in the store as long as nobody has attempted or cancelled it."""
+
+    acceptance: Acceptance
+    destination: str
+    recipients: tuple[PendingRecipient, ...]
+    until: float
+
+    def claimed(self, delivery_id: int, owner: str, message: QueuedMessage) -> Delivery:
+        return Delivery(delivery_id, self.destination, owner, 1, self.recipients, message)
+
+    def message(self, key: int) -> QueuedMessage:
+        prepared = self.acceptance.prepared
+        return QueuedMessage(
+            key,
+            prepared.message_id,
+            prepared.sender,
+            prepared.content,
+            prepared.smtputf8,
+            prepared.eight_bit,
+            self.acceptance.queued_at,
+            self.acceptance.expires_at,
+        )
+
+
+class Recent:
+    """Deliveries by id. What finds no room is not kept: it is read from the store then, as all else is.
+
+    For the event loop's thread, and filled only with what is committed: an id that was rolled back is given anew.
+    """
+
+    def __init__(self) -> None:
+        self._fresh: dict[int, Fresh] = {}  # oldest first
+        self._room = ROOM
+
+    def add(self, acceptances: Sequence[Acceptance], dues: Sequence[Due]) -> None:
+        """Keep what is due at once.
+
+        Args:
+            dues: What the store made of the acceptances: an entry for each of their destinations, in order.
+        """
+        now = asyncio.get_running_loop().time()
+        self._forget_old(now)
+        entries = iter(dues)
+        for acceptance in acceptances:
+            prepared = acceptance.prepared
+            for (destination, positions), entry in zip(destinations(prepared).items(), entries, strict=False):
+                if entry.size > min(LARGE, self._room) or acceptance.due_at > acceptance.queued_at:
+                    continue
+                self._room -= entry.size
+                pending = tuple([PendingRecipient(prepared.recipients[at], "queued", 0) for at in positions])
+                self._fresh[entry.delivery_id] = Fresh(acceptance, destination, pending, now + KEPT_SECONDS)
+
+    def take(self, delivery_ids: Sequence[int]) -> dict[int, Fresh]:
+        """Those of these that are known; they are not kept any more."""
+        taken: dict[int, Fresh] = {}
+        for delivery_id in delivery_ids:
+            if (fresh := self._fresh.pop(delivery_id, None)) is not None:
+                self._room += len(fresh.acceptance.prepared.content)
+                taken[delivery_id] = fresh
+        return taken
+
+    def clear(self) -> None:
+        self._fresh.clear()
+        self._room = ROOM
+
+    def _forget_old(self, now: float) -> None:
+        while self._fresh:
+            delivery_id, fresh = next(iter(self._fresh.items()))
+            if fresh.until > now:
+                return
+            self.take([delivery_id])
