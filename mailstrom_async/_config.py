@@ -80,6 +80,15 @@ def _check_positive(span: timedelta) -> timedelta:
     return span
 
 
+def _check_domain(name: str) -> str:
+    if not name.isascii():
+        try:
+            name = idna.encode(name, uts46=True).decode("ascii")
+        except idna.IDNAError as error:
+            raise ValueError(f"{name!r} is not a domain: {error}") from None
+    return _check_host_name(name)
+
+
 HostName = Annotated[str, AfterValidator(_check_host)]
 HeloName = Annotated[str, AfterValidator(_check_helo_name)]
 Nameserver = Annotated[str, AfterValidator(_check_nameserver)]
@@ -127,15 +136,6 @@ class RelayDelivery(Frozen):
         if self.username is not None and self.security == "none":
             raise ValueError('credentials never go out in plaintext: set security to "starttls" or "tls"')
         return self
-
-
-def _check_domain(name: str) -> str:
-    if not name.isascii():
-        try:
-            name = idna.encode(name, uts46=True).decode("ascii")
-        except idna.IDNAError as error:
-            raise ValueError(f"{name!r} is not a domain: {error}") from None
-    return _check_host_name(name)
 
 
 def _pem_or_path(value: object) -> object:
@@ -201,6 +201,59 @@ class Timeouts(Frozen):
     """How long a session without work is kept open."""
 
 
+def _check_pattern(pattern: str) -> str:
+    name = pattern.removeprefix("*.")
+    if "*" in name or "?" in name or "[" in name:
+        raise ValueError(f"{pattern!r} is no pattern; write a whole name, or *.example.org for all names below one")
+    return pattern[: len(pattern) - len(name)] + _check_domain(name)
+
+
+Pattern = Annotated[str, AfterValidator(_check_pattern)]
+
+
+class Rate(Frozen):
+    """So many messages in so much time, evenly: 100 a minute are one each 0.6 seconds."""
+
+    messages: Count
+    per: Positive = timedelta(seconds=1)
+    burst: Count | None = None
+    """How many may go at once after a pause; None: as many as a second brings, and at least one. In any span of time
+    no more go than this and what the rate gives for the span."""
+
+
+class LimitsFor(Frozen):
+    """Limits for some receivers, in place of those that `Limits` has for all.
+
+        Limits(overrides=[
+            LimitsFor(domain="example.net", connections_per_host=1),
+            LimitsFor(mx="*.google.com", connections_per_host=20, rate=Rate(messages=600, per=timedelta(minutes=1))),
+        ])
+
+    Either `domain` or `mx` says for whom: a whole name, or *.example.org for all names below example.org. What is not
+    set here is taken from the next entry that applies, and at last from `Limits`.
+    """
+
+    domain: Pattern | None = None
+    """The recipients' domain. Its mail then goes over connections of its own, even if another domain has the same mail
+    exchangers."""
+    mx: Pattern | None = None
+    """The name of a mail exchanger, or of a relay. It applies where one of a destination's exchangers has such a name,
+    whatever the domain: that is how to speak of a provider."""
+    connections_per_host: Count | None = None
+    messages_per_connection: Count | None = None
+    recipients_per_transaction: Count | None = None
+    rate: Rate | None = None
+    """For all together whom this entry applies to."""
+
+    @model_validator(mode="after")
+    def _says_for_whom_and_what(self) -> Self:
+        if (self.domain is None) == (self.mx is None):
+            raise ValueError("say for whom these limits are: set either domain or mx, for both write two entries")
+        if not self.model_fields_set - {"domain", "mx"}:
+            raise ValueError(f"these limits for {self.domain or self.mx} limit nothing: set at least one of them")
+        return self
+
+
 class Limits(Frozen):
     """How much at once."""
 
@@ -208,10 +261,16 @@ class Limits(Frozen):
     """In all. More gain nothing on one event loop and cost the application latency. Connections whose host lets us wait
     for seconds are not counted, so that they keep nobody out; there are at most as many of them again."""
     connections_per_host: Count = 8
-    """To one site; big receivers answer more with 421."""
+    """To one site; big receivers answer more with 421. Fewer are used while a site has not shown that it takes mail, or
+    shows that it has enough of us."""
     recipients_per_transaction: Count = 100
     """Every server must take a hundred (RFC 5321 section 4.5.3.1.8)."""
     messages_per_connection: Count = 100
+    rate: Rate | None = None
+    """To one site. What is over it waits: that is no attempt and defers nothing. None: as fast as the site takes it."""
+    overrides: Annotated[Sequence[LimitsFor], AfterValidator(tuple)] = ()
+    """Other limits for some receivers: those for a domain go before those for an exchanger, and of these the first that
+    applies and has the limit in question counts."""
     hosts_per_attempt: Count = 5
     """Addresses tried one after another before a delivery is deferred."""
     message_size: Count = 50 * 1024 * 1024
@@ -222,6 +281,15 @@ class Limits(Frozen):
     """Content held in memory for running attempts. One larger message is still attempted, alone."""
     queue_size: Count | None = None
     """Unfinished messages; `send_email` raises QueueFull beyond. None: as many as the disk holds."""
+
+    @field_validator("overrides")
+    @classmethod
+    def _nobody_is_named_twice(cls, overrides: Sequence[LimitsFor]) -> Sequence[LimitsFor]:
+        named = [(entry.domain, entry.mx) for entry in overrides]
+        for domain, mx in named:
+            if named.count((domain, mx)) > 1:
+                raise ValueError(f"{domain or mx} is named twice, and only the first would count: make it one entry")
+        return overrides
 
 
 class Config(Frozen):

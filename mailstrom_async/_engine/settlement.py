@@ -9,6 +9,7 @@ from mailstrom_async._clock import Clock
 from mailstrom_async._config import RetryPolicy
 from mailstrom_async._engine.attempt import Contact
 from mailstrom_async._envelope import Delivery
+from mailstrom_async._policy.congestion import held_back_until
 from mailstrom_async._queue.recipient import Circumstances, RecipientResult, expired, settle
 from mailstrom_async._queue.retry import next_due
 from mailstrom_async._status import Attempt, Deferred, MessageStatus, Outcome
@@ -79,9 +80,11 @@ class Settlement:
         return Record(delivery, results, due_at if deferred else None, attempt)
 
     def _next_due(self, delivery: Delivery, now: datetime) -> datetime:
+        # Not the number of the claim: one that was held back is no attempt, and must not slow the schedule down.
+        attempts = max(recipient.attempts for recipient in delivery.recipients)
         return next_due(
             self._retry,
-            attempt=delivery.attempt,
+            attempt=attempts + 1,
             now=now,
             expires_at=delivery.message.expires_at,
             chance=self._chance.random(),
@@ -108,6 +111,25 @@ class Settlement:
             started_at=started_at or self._clock.now(),
             contact=contact,
         )
+
+    def hold_back(self, delivery: Delivery, why: Outcome, until: datetime) -> None:
+        """Record that a delivery was not attempted, because its site is throttled; that counts as no attempt.
+
+        Args:
+            delivery: Not expired.
+            why: How the last attempt at the site ended.
+            until: When the site is probed.
+        """
+        message = delivery.message
+        due_at = min(held_back_until(self._clock.now(), until, message.queued_at), message.expires_at)
+        deferred = Deferred(
+            cause=why.cause or "local",
+            enhanced=why.enhanced,
+            reason=f"held back with all mail for its hosts, since an attempt there ended so: {why.reason}",
+            reply=why.reply,
+            next_attempt_at=due_at,
+        )
+        self._submit(Record(delivery, {recipient.address: deferred for recipient in delivery.recipients}, due_at, None))
 
     def expire(self, delivery: Delivery, status: MessageStatus | None) -> None:
         """Record that a delivery's lifetime ended while it waited; `status`, if known, tells what was said last."""

@@ -1,0 +1,124 @@
+"""How much a site gets of us: feedback in the manner of Postfix's queue manager.
+
+Every site has a window: how many sessions it may have. A message that is taken opens it by one. Trouble closes it by
+half, once for each cohort: of the sessions that were under way at a time all may meet the same trouble, and it counts
+once. When a whole cohort has met trouble and nothing was taken meanwhile, the site is dead: it is throttled as a whole,
+and then probed with one message.
+
+    taken ──▶ window + 1, failures forgotten          refused ──▶ window = sessions that stand, grows more slowly
+    busy  ──▶ window / 2, at least 1                  broken  ──▶ as busy; dead, if it is the last of a cohort
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import Enum
+
+from mailstrom_async._config import RetryPolicy
+from mailstrom_async._policy.replies import CLOSING
+from mailstrom_async._reply import Phase
+from mailstrom_async._status import Outcome
+
+FIRST_SESSIONS = 2
+"""Sessions to a site that has not yet shown that it takes mail."""
+CAUTION, MOST_ASKED = 4, 256
+"""After each connection that a site refuses beside others, so many times more messages earn it the next one, at most:
+a limit of the host (row A63) is tested ever more rarely."""
+FEWEST_FAILURES = 2
+"""In a row, until a site to which we get a connection counts as dead: one message alone may be what breaks it."""
+FIRST_THROTTLE, LONGEST_THROTTLE = timedelta(seconds=30), timedelta(minutes=15)
+
+
+class Signal(Enum):
+    """What an attempt tells of the site."""
+
+    TAKEN = "it took a message"
+    ANSWERED = "it decided about recipients, and lives"
+    BUSY = "it takes nothing just now"
+    BROKEN = "it closed, fell silent, or talked nonsense"
+
+
+_FROM_BAD_TO_WORSE = (Signal.ANSWERED, Signal.BUSY, Signal.BROKEN)
+
+
+def signal_of(outcomes: Collection[Outcome]) -> Signal:
+    """What the outcomes of an attempt tell of the site, rather than of the message."""
+    if any(outcome.state == "delivered" for outcome in outcomes):
+        return Signal.TAKEN
+    return max((_signal(outcome) for outcome in outcomes), key=_FROM_BAD_TO_WORSE.index, default=Signal.ANSWERED)
+
+
+def _signal(outcome: Outcome) -> Signal:
+    if outcome.state != "deferred" or outcome.cause in ("local", "policy"):
+        return Signal.ANSWERED
+    if outcome.reply is None or outcome.reply.code == CLOSING:
+        return Signal.BROKEN
+    # A 4yz to RCPT is about the recipient: greylisting, a full mailbox. The others can be about nobody but the site.
+    return Signal.ANSWERED if outcome.reply.command == Phase.RCPT else Signal.BUSY
+
+
+@dataclass(slots=True)
+class Window:
+    """How many sessions a site may have.
+
+    Attributes:
+        most: The limit that is set.
+        allowed: How many it may have now.
+    """
+
+    most: int
+    allowed: int = FIRST_SESSIONS
+    _asked: int = 1  # messages that the site must take before it gets a session more
+    _taken: int = 0
+    _failures: int = 0  # in a row
+    _cohort: int = 0  # troubles still to come of those that were under way when the window was closed last
+
+    def __post_init__(self) -> None:
+        self.allowed = max(1, min(self.allowed, self.most))
+
+    def heed(self, signal: Signal) -> bool:
+        """Learn from an attempt. Whether the site is dead."""
+        if signal is Signal.TAKEN:
+            self._failures = 0
+            self._grow()
+        elif signal is Signal.ANSWERED:
+            self._failures = 0
+        else:
+            return self._suffer(broken=signal is Signal.BROKEN)
+        return False
+
+    def refuse(self, sessions: int) -> None:
+        """A connection was refused while so many others stood, or were being opened."""
+        self.allowed = max(1, sessions)
+        self._asked, self._taken = min(CAUTION * self._asked, MOST_ASKED), 0
+
+    def _grow(self) -> None:
+        self._taken += 1
+        if self._taken >= self._asked:
+            self._taken = 0
+            self.allowed = min(self.allowed + 1, self.most)
+
+    def _suffer(self, *, broken: bool) -> bool:
+        self._failures += broken
+        if self._cohort > 0:
+            self._cohort -= 1
+        else:
+            self._cohort = self.allowed - 1
+            self.allowed = max(1, self.allowed // 2)
+            self._taken = 0
+        return broken and not self._cohort and self._failures >= FEWEST_FAILURES
+
+
+def throttled_for(failures: int, retry: RetryPolicy) -> timedelta:
+    """How long a dead site is left alone after so many failed probes in a row.
+
+    The first time shorter than any retry: most of what looks dead is only restarted.
+    """
+    first = min(retry.base_delay / 2, FIRST_THROTTLE)
+    return min(first * 2 ** min(failures - 1, 20), max(LONGEST_THROTTLE, first))
+
+
+def held_back_until(now: datetime, probe_at: datetime, queued_at: datetime) -> datetime:
+    """When a delivery for a throttled site is looked at again: when the site is probed, but the older it is, the more
+    rarely, so that a backlog for a host that is down for days costs little; a quarter of its age later at most."""
+    return max(probe_at, now + (now - queued_at) / 4)

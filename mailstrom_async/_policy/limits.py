@@ -1,0 +1,68 @@
+"""Which limits hold for a site."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from mailstrom_async._config import Limits, LimitsFor, Rate
+
+
+@dataclass(frozen=True, slots=True)
+class SiteLimits:
+    """What one site may get.
+
+    Attributes:
+        rate: None: no limit.
+        rate_of: The place in `Limits.overrides` of the entry that the rate is from: all its sites share it. None: it is
+            the site's own.
+    """
+
+    connections_per_host: int
+    messages_per_connection: int
+    recipients_per_transaction: int
+    rate: Rate | None = None
+    rate_of: int | None = None
+
+
+def own_entry(overrides: Sequence[LimitsFor], destination: str) -> int | None:
+    """The place of the first entry that speaks of this domain; None: there is none.
+
+    The mail of such a domain is a site of its own, or its limits would hold for others that have the same exchangers.
+    """
+    for place, entry in enumerate(overrides):
+        if entry.domain is not None and matches(entry.domain, destination):
+            return place
+    return None
+
+
+def site_limits(limits: Limits, destination: str, hosts: Iterable[str]) -> SiteLimits:
+    """The limits of the site that a destination leads to: each from the first entry that applies and has it, those for
+    the domain before those for an exchanger, at last from the general ones.
+
+    Args:
+        limits: The settings.
+        destination: The domain.
+        hosts: The names of the site's hosts.
+    """
+    entries = list(enumerate(limits.overrides))
+    names = list(hosts)
+    applying = [(n, entry) for n, entry in entries if entry.domain is not None and matches(entry.domain, destination)]
+    applying += [
+        (n, entry) for n, entry in entries if entry.mx is not None and any(matches(entry.mx, name) for name in names)
+    ]
+    rate_of, rate = next(((n, entry.rate) for n, entry in applying if entry.rate is not None), (None, limits.rate))
+    in_order = [entry for _, entry in applying]
+    return SiteLimits(
+        next((e.connections_per_host for e in in_order if e.connections_per_host), limits.connections_per_host),
+        next((e.messages_per_connection for e in in_order if e.messages_per_connection), limits.messages_per_connection),
+        next(
+            (e.recipients_per_transaction for e in in_order if e.recipients_per_transaction),
+            limits.recipients_per_transaction,
+        ),
+        rate,
+        rate_of,
+    )
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Whether a name is the one, or lies below it if the pattern begins with "*."."""
+    return name.endswith(pattern[1:]) if pattern.startswith("*.") else name == pattern
