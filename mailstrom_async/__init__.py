@@ -16,7 +16,17 @@ The way of a message, and where to read it:
 5. The outcomes are settled into results (`_queue/recipient.py`) and recorded; deferred ones are due again later.
 """
 
-from mailstrom_async._config import Config, DirectDelivery, DKIMKey, Limits, RelayDelivery, RetryPolicy, Timeouts
+from mailstrom_async._config import (
+    Config,
+    DirectDelivery,
+    DKIMKey,
+    Limits,
+    LimitsFor,
+    Rate,
+    RelayDelivery,
+    RetryPolicy,
+    Timeouts,
+)
 from mailstrom_async._email import Attachment, Email
 from mailstrom_async._envelope import PreparedEmail
 from mailstrom_async._errors import (
@@ -81,6 +91,7 @@ __all__ = [
     "Failed",
     "InvalidEmail",
     "Limits",
+    "LimitsFor",
     "MailerStateError",
     "Mailstrom",
     "MailstromError",
@@ -93,6 +104,7 @@ __all__ = [
     "PreparedEmail",
     "QueueFull",
     "Queued",
+    "Rate",
     "RecipientDeferred",
     "RecipientDelivered",
     "RecipientFailed",

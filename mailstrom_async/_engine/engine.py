@@ -152,7 +152,14 @@ class Engine:
         async with anyio.create_task_group() as group:
             self._group = group
             self._sites = Sites(
-                self._config, self._router, self._connector, self._settlement, self._health, group, self._claims.is_lost
+                self._config,
+                self._router,
+                self._connector,
+                self._settlement,
+                self._health,
+                group,
+                self._clock,
+                self._claims.is_lost,
             )
             self._portion_changed()
             self._scheduler = Scheduler(self._storage, self._clock, self._claims, self._health, self._dispatch)

@@ -16,10 +16,14 @@ from mailstrom_async._engine.attempt import (
     open_session,
     worth_another_host,
 )
+from mailstrom_async._engine.pace import Pace
 from mailstrom_async._envelope import Delivery, QueuedMessage
+from mailstrom_async._policy.bucket import Bucket
+from mailstrom_async._policy.congestion import FIRST_SESSIONS, Signal, Window, signal_of
 from mailstrom_async._policy.hosts import Route
+from mailstrom_async._policy.limits import SiteLimits
 from mailstrom_async._policy.verdict import judge_breakdown
-from mailstrom_async._reply import Phase
+from mailstrom_async._reply import Phase, Reply
 from mailstrom_async._status import Outcome
 from mailstrom_async.smtp.base import Following, Session
 
@@ -35,11 +39,8 @@ TURN = 10
 
 LOST = judge_breakdown(Phase.CONNECT, "local", "the lease ended before it was this delivery's turn")
 
-FIRST_SESSIONS = 2
-"""Sessions to a site that has not yet shown that it takes mail."""
-CAUTION, MOST_ASKED = 4, 256
-"""After each connection that a site refuses beside others, so many times more messages earn it the next one, at most:
-a limit of the host (row A63) is tested ever more rarely."""
+KNOWN_DESTINATIONS = 10
+"""Of a site, so many are remembered to be shown."""
 
 
 @dataclass(slots=True)
@@ -55,20 +56,33 @@ class Bundle:
 
 
 class Site:
-    """How many sessions a site may have is learned: one more with each message that it takes, fewer when it refuses
-    connections, and from then on more slowly; never above `Limits.connections_per_host`."""
+    """The mail for one set of hosts, and the sessions that carry it: as many as its window allows, as fast as its rate.
 
-    def __init__(self, key: SiteKey, sites: "Sites") -> None:
+    Args:
+        key: What it is known by.
+        sites: All of them.
+        route: One that leads here.
+        limits: What holds for it.
+        bucket: Of its rate; None: it has none.
+        probed: It was dead lately: one message shows whether it still is.
+    """
+
+    def __init__(
+        self, key: SiteKey, sites: "Sites", route: Route, limits: SiteLimits, bucket: Bucket | None, *, probed: bool
+    ) -> None:
         self.key = key
+        self.hosts = tuple(dict.fromkeys(host.name for host in route.hosts))
+        self.limits = limits
+        self.window = Window(limits.connections_per_host, 1 if probed else FIRST_SESSIONS)
+        self.pace = Pace(self, sites, bucket) if bucket is not None else None
+        self.destinations: set[str] = set()
+        self.last_reply: Reply | None = None
         self._sites = sites
         self._waiting: OrderedDict[int, Bundle] = OrderedDict()  # by message
         self._sessions = 0
         self._opening = 0
         self._carrying = 0
         self._parting = 0  # sessions that say good-bye; the host still counts them
-        self._allowed = min(FIRST_SESSIONS, sites.config.limits.connections_per_host)
-        self._asked = 1  # messages that the site must take before it gets a session more
-        self._taken = 0
         self._idle: list[asyncio.Future[bool]] = []
         self._dialled: Counter[str] = Counter()  # hosts, so that equals get equal shares (row B17)
 
@@ -78,11 +92,16 @@ class Site:
             bundle.deliveries.append(delivery)
             return
         self._waiting[delivery.message.key] = Bundle(route, [delivery])
-        self._call()
+        if len(self.destinations) < KNOWN_DESTINATIONS:
+            self.destinations.add(delivery.destination)
+        self.call()
 
-    def _call(self) -> None:
+    def call(self) -> None:
         """Find somebody who carries what waits: a session that idles, or a new one."""
-        if not self._wake_idle(True) and self.wants_session:
+        if not self.ready:
+            if self.pace is not None:
+                self.pace.wait()
+        elif not self._wake_idle(True) and self.wants_session:
             self._sites.want_session(self)
 
     def withdraw(self) -> None:
@@ -92,17 +111,28 @@ class Site:
             pass
 
     @property
-    def recipients_at_once(self) -> int:
-        return self._sites.config.limits.recipients_per_transaction
+    def waiting(self) -> int:
+        """How many bundles wait."""
+        return len(self._waiting)
+
+    @property
+    def connections(self) -> int:
+        """As the host counts them."""
+        return self._sessions + self._parting
+
+    @property
+    def ready(self) -> int:
+        """How many of those that wait may be carried now."""
+        return len(self._waiting) if self.pace is None else min(len(self._waiting), self.pace.left)
 
     @property
     def _most(self) -> int:
-        return self._sites.portion.of(self._sites.config.limits.connections_per_host)
+        return self._sites.portion.of(self.limits.connections_per_host)
 
     @property
     def _too_many(self) -> bool:
-        """A session has to end because our portion of the limits became smaller."""
-        return self._sessions > self._most or self._sites.surplus > 0
+        """A session has to end because the window was closed, or our portion of the limits became smaller."""
+        return self._sessions > min(self.window.allowed, self._most) or self._sites.surplus > 0
 
     def adapt(self) -> None:
         """Our portion of the limits has changed: what idles and is too much ends, what was too much before begins."""
@@ -113,8 +143,8 @@ class Site:
 
     @property
     def wants_session(self) -> bool:
-        allowed = min(self._allowed, self._most)
-        return self._sessions + self._parting < allowed and len(self._waiting) > self._sessions - self._carrying
+        allowed = min(self.window.allowed, self._most)
+        return self._sessions + self._parting < allowed and self.ready > self._sessions - self._carrying
 
     @property
     def busy(self) -> bool:
@@ -136,9 +166,7 @@ class Site:
         session: Session | None = None
         lookahead = Lookahead(self)
         try:
-            while (
-                self._waiting or lookahead or (session is not None and session.usable and await self._idle_until_work())
-            ):
+            while self.ready or lookahead or (session is not None and session.usable and await self._idle_until_work()):
                 if session is not None and not self._fit(session):
                     lookahead.give_back()
                     await self._part_from(session)
@@ -155,7 +183,7 @@ class Site:
                 bundle = None  # or its content would stay in memory while the session idles
                 if session is None:
                     lookahead.give_back()
-                elif ((self._sites.crowded and self._had_its_turn(session)) or self._too_many) and not lookahead:
+                elif not lookahead and (self._too_many or self._has_had_its_turn(session)):
                     return
         except Exception:
             # One session's fault is not the others': its deliveries are settled in _carry, the site goes on.
@@ -172,23 +200,23 @@ class Site:
                 self._parting -= 1
                 self._sites.session_ended(self)
                 if self._waiting:
-                    self._call()
+                    self.call()
 
     def may_look_ahead(self, session: Session) -> bool:
         """Whether the next bundle may be bound to this session: there is work for all the sessions that there may be,
         and this one will be there for it."""
         return (
-            len(self._waiting) > self._allowed - self._carrying
-            and session.transactions < self._sites.config.limits.messages_per_connection
+            self.ready > self.window.allowed - self._carrying
+            and session.transactions < self.limits.messages_per_connection
             and not self._sites.closed
             and not self._sites.crowded
             and not self._too_many
         )
 
-    def _had_its_turn(self, session: Session) -> bool:
+    def _has_had_its_turn(self, session: Session) -> bool:
         """Whether a connection should go to a site that waits for one. A site's only session carries a few messages
         first: opening it is the dear part."""
-        return self._sessions > 1 or session.transactions >= TURN
+        return self._sites.crowded and (self._sessions > 1 or session.transactions >= TURN)
 
     def _drop_lost(self, bundle: Bundle) -> None:
         """Take out what is not ours any more. The store will refuse its record, which ends it here."""
@@ -197,11 +225,21 @@ class Site:
             self._sites.settlement.settle_all(delivery, LOST)
 
     def take(self) -> Bundle | None:
-        return self._waiting.popitem(last=False)[1] if self._waiting else None
+        if not self.ready:
+            return None
+        bundle = self._waiting.popitem(last=False)[1]
+        if self.pace is not None:
+            self.pace.take(self._transactions(bundle))
+        return bundle
+
+    def _transactions(self, bundle: Bundle) -> int:
+        return -(-len(bundle.recipients) // self.limits.recipients_per_transaction)
 
     def put_back(self, bundle: Bundle) -> None:
         if self._sites.closed:
             return  # not attempted: its claims are given back
+        if self.pace is not None:
+            self.pace.give_back(self._transactions(bundle))
         key = bundle.deliveries[0].message.key
         if key in self._waiting:
             bundle.deliveries.extend(self._waiting[key].deliveries)
@@ -209,7 +247,7 @@ class Site:
         self._waiting.move_to_end(key, last=False)
 
     def _fit(self, session: Session) -> bool:
-        return session.usable and session.transactions < self._sites.config.limits.messages_per_connection
+        return session.usable and session.transactions < self.limits.messages_per_connection
 
     def _wake_idle(self, work: bool) -> bool:
         while self._idle:
@@ -222,6 +260,10 @@ class Site:
     async def _idle_until_work(self) -> bool:
         if self._sites.closed:
             return False
+        if self.pace is not None and self._waiting:
+            if not self.pace.soon:
+                return False
+            self.pace.wait()
         waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._idle.append(waiter)
         try:
@@ -256,17 +298,25 @@ class Site:
             return opened
         if opened.login_refused:
             self._sites.relay_trouble(opened.outcome.reason)
-        self._allowed = max(1, self._sessions - 1)
-        self._asked, self._taken = min(CAUTION * self._asked, MOST_ASKED), 0
+        self.window.refuse(self._sessions - 1)
         if self._sessions == 1:
-            self._sites.suspend(self.key, opened)
-            for delivery in self._withdraw_all():
-                self._sites.settlement.settle_all(
-                    delivery, opened.outcome, started_at=started_at, contact=opened.contact
-                )
+            first = next(iter(self._waiting.values()), None)
+            if first is not None:
+                # It was the probe, for all that wait.
+                del self._waiting[first.deliveries[0].message.key]
+                for delivery in first.deliveries:
+                    self._sites.settlement.settle_all(
+                        delivery, opened.outcome, started_at=started_at, contact=opened.contact
+                    )
+            self._die(opened.outcome, opened.contact, bundle.route)
         # Else others of ours have a session or may still get one, and what waits is theirs: the host has enough of us
         # (row A63). The last one to fail speaks for the site.
         return None
+
+    def _die(self, why: Outcome, contact: Contact, route: Route) -> None:
+        """Nothing more is to be had here for a while: what waits is held back."""
+        self.window = Window(self.limits.connections_per_host, 1)
+        self._sites.dead(self, why, contact, route, self._withdraw_all())
 
     def _withdraw_all(self) -> list[Delivery]:
         deliveries = [delivery for bundle in self._waiting.values() for delivery in bundle.deliveries]
@@ -304,20 +354,21 @@ class Site:
                 closed = judge_breakdown(Phase.MAIL, "network", reason)
                 outcomes = {**dict.fromkeys(untouched, closed), **outcomes}
             self._settle(bundle, outcomes, started_at, spoken[-1])
-            self._learn(outcomes)
+            self._learn(bundle, outcomes, spoken[-1])
         if session.usable:
             return session
         session.abort()
         return None
 
-    def _learn(self, outcomes: Mapping[str, Outcome]) -> None:
-        """The site takes mail: it may have a session more."""
-        if any(outcome.state == "delivered" for outcome in outcomes.values()):
-            self._taken += 1
-            if self._taken < self._asked:
-                return
-            self._taken = 0
-            self._allowed = min(self._allowed + 1, self._sites.config.limits.connections_per_host)
+    def _learn(self, bundle: Bundle, outcomes: Mapping[str, Outcome], session: Session) -> None:
+        """What an attempt tells of the site opens its window or closes it."""
+        signal = signal_of(outcomes.values())
+        self.last_reply = next((outcome.reply for outcome in outcomes.values()), None) or self.last_reply
+        if self.window.heed(signal):
+            why = next(outcome for outcome in outcomes.values() if outcome.state == "deferred")
+            self._die(why, contact_of(session, outcomes), bundle.route)
+        elif signal in (Signal.TAKEN, Signal.ANSWERED):
+            self._sites.lives(self)
             if self.wants_session:
                 self._sites.want_session(self)
 
@@ -330,7 +381,7 @@ class Site:
             spoken: The session to use. Others are added if another host of the route has to be asked.
         """
         message = bundle.deliveries[0].message
-        at_once = self.recipients_at_once
+        at_once = self.limits.recipients_per_transaction
         untouched = await carry(
             spoken[0], message, bundle.recipients, at_once=at_once, outcomes=outcomes, following=following
         )
@@ -388,7 +439,8 @@ class Lookahead:
         self._bundle = self._site.take()
         if self._bundle is None:
             return None
-        return self._bundle.deliveries[0].message, self._bundle.recipients[: self._site.recipients_at_once]
+        at_once = self._site.limits.recipients_per_transaction
+        return self._bundle.deliveries[0].message, self._bundle.recipients[:at_once]
 
     def take(self) -> Bundle | None:
         bundle, self._bundle = self._bundle, None

@@ -3,20 +3,22 @@
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta
-from typing import NamedTuple
 
 from anyio.abc import TaskGroup
 
+from mailstrom_async._clock import Clock
 from mailstrom_async._config import Config
-from mailstrom_async._engine.attempt import Unreachable
+from mailstrom_async._engine.attempt import Contact
 from mailstrom_async._engine.health import Health
 from mailstrom_async._engine.routing import Router
 from mailstrom_async._engine.settlement import Settlement
 from mailstrom_async._engine.site import Site, SiteKey
+from mailstrom_async._engine.throttles import Throttle, Throttles
 from mailstrom_async._engine.waits import Wait, Waits
 from mailstrom_async._envelope import Delivery
+from mailstrom_async._policy.bucket import Buckets
 from mailstrom_async._policy.hosts import Route
+from mailstrom_async._policy.limits import own_entry, site_limits
 from mailstrom_async._policy.verdict import judge_breakdown
 from mailstrom_async._queue.portion import WHOLE, Portion
 from mailstrom_async._reply import Phase
@@ -24,18 +26,6 @@ from mailstrom_async._status import Outcome
 from mailstrom_async.smtp.base import Connector
 
 logger = logging.getLogger("mailstrom_async")
-
-LONGEST_SUSPENSION = timedelta(seconds=30)
-
-
-class _Suspension(NamedTuple):
-    since: datetime
-    until: datetime
-    why: Unreachable
-
-    def holds(self, now: datetime) -> bool:
-        # A clock that was set back must not make it hold for longer.
-        return self.since <= now < self.until
 
 
 class Sites:
@@ -52,6 +42,7 @@ class Sites:
         settlement: Settlement,
         health: Health,
         group: TaskGroup,
+        clock: Clock,
         is_lost: Callable[[Delivery], bool],
     ) -> None:
         self.config = config
@@ -59,7 +50,8 @@ class Sites:
         self.connector = connector
         self.settlement = settlement
         self._health = health
-        self._group = group
+        self.group = group
+        self.clock = clock
         self.is_lost = is_lost
         self._sites: dict[SiteKey, Site] = {}
         self._wanting: OrderedDict[SiteKey, None] = OrderedDict()
@@ -69,7 +61,8 @@ class Sites:
         self.portion = WHOLE
         self.surplus = 0  # sessions that are to end, because others came to share the limits
         self._routing: dict[str, list[Delivery]] = {}
-        self._suspended: dict[SiteKey, _Suspension] = {}
+        self._throttles = Throttles(config.retry)
+        self._buckets = Buckets()
         self.closed = False
         self.on_drained: Callable[[], None] | None = None
 
@@ -84,10 +77,10 @@ class Sites:
                 continue
             route = self.router.cached(destination)
             if route is not None:
-                self._assign_routed(own, route)
+                self._assign_routed(destination, own, route)
             else:
                 self._routing[destination] = own
-                self._group.start_soon(self._find_route, destination)
+                self.group.start_soon(self._find_route, destination)
 
     def withdraw(self) -> None:
         """Forget what waits and was not attempted, its claims are given back; nothing more is begun."""
@@ -131,19 +124,42 @@ class Sites:
         """Another site waits for a connection."""
         return bool(self._wanting)
 
-    def suspend(self, key: SiteKey, why: Unreachable) -> None:
-        """No session can be had with a site. What comes for it in the next moments is deferred with what was just
-        learned, so that a backlog for a dead host costs one connection now and then rather than one for each mail.
+    def dead(self, site: Site, why: Outcome, contact: Contact, route: Route, waiting: Sequence[Delivery]) -> None:
+        """A site is dead: it is left alone as a whole, and then probed with one message.
 
-        Shorter than any retry, so that each of these is an attempt of its own.
+        Args:
+            site: Which.
+            why: How the last attempt there ended.
+            contact: With whom.
+            route: One that leads there.
+            waiting: What is not attempted because of that.
         """
         now = self.settlement.now()
-        self._suspended = {other: held for other, held in self._suspended.items() if held.holds(now)}
-        self._suspended[key] = _Suspension(now, now + min(self.config.retry.base_delay / 2, LONGEST_SUSPENSION), why)
+        # It may be known already: others of its sessions fail later.
+        throttle = self._throttles.of(site.key, now) or self._throttles.dead(
+            site.key, now, why, contact, site.hosts, route.destination
+        )
+        self._hold_back(waiting, throttle)
+
+    def lives(self, site: Site) -> None:
+        """A site answers."""
+        self._throttles.lift(site.key)
+
+    def _hold_back(self, deliveries: Sequence[Delivery], throttle: Throttle) -> None:
+        """What comes for a throttled site waits until it is probed: that is no attempt, and is not counted as one.
+
+        But whose time is over fails with what was learned there, or nothing would end for a site that stays dead.
+        """
+        now = self.settlement.now()
+        for delivery in deliveries:
+            if delivery.message.expires_at <= now:
+                self.settlement.settle_all(delivery, throttle.why, contact=throttle.contact)
+            else:
+                self.settlement.hold_back(delivery, throttle.why, throttle.until)
 
     def resume(self) -> None:
         """Somebody asked for attempts now: forget which sites were out of reach."""
-        self._suspended.clear()
+        self._throttles.lift_all()
 
     def relay_trouble(self, trouble: str | None) -> None:
         """The relay refuses our login, or does no more: a fault of the settings, which hits all mail."""
@@ -171,7 +187,7 @@ class Sites:
             if site is not None and site.wants_session:
                 self._sessions += 1
                 site.session_begins()
-                self._group.start_soon(site.run_session)
+                self.group.start_soon(site.run_session)
                 if site.wants_session:
                     self._wanting[key] = None
 
@@ -182,20 +198,27 @@ class Sites:
             logger.exception("the route to %s could not be found", destination)
             route = judge_breakdown(Phase.CONNECT, "local", f"finding the route failed unexpectedly: {error!r}")
         # Cancelled, the deliveries stay in _routing and are withdrawn with the rest.
-        self._assign_routed(self._routing.pop(destination, []), route)
+        self._assign_routed(destination, self._routing.pop(destination, []), route)
 
-    def _assign_routed(self, deliveries: Sequence[Delivery], route: Route | Outcome) -> None:
+    def _assign_routed(self, destination: str, deliveries: Sequence[Delivery], route: Route | Outcome) -> None:
         if isinstance(route, Outcome):
             for delivery in deliveries:
                 self.settlement.settle_all(delivery, route)
             return
-        suspension = self._suspended.get(route.site)
-        if suspension is not None and suspension.holds(self.settlement.now()):
-            for delivery in deliveries:
-                self.settlement.settle_all(delivery, suspension.why.outcome, contact=suspension.why.contact)
+        key = self._key(destination, route)
+        probed = key in self._throttles
+        if probed and (throttle := self._throttles.of(key, self.settlement.now())) is not None:
+            self._hold_back(deliveries, throttle)
             return
-        site = self._sites.get(route.site)
+        site = self._sites.get(key)
         if site is None:
-            site = self._sites[route.site] = Site(route.site, self)
+            limits = site_limits(self.config.limits, destination, (host.name for host in route.hosts))
+            bucket = self._buckets.of(key, limits, self.settlement.now(), self._sites)
+            site = self._sites[key] = Site(key, self, route, limits, bucket, probed=probed)
         for delivery in deliveries:
             site.assign(delivery, route)
+
+    def _key(self, destination: str, route: Route) -> SiteKey:
+        overrides = self.config.limits.overrides
+        own = own_entry(overrides, destination) if overrides else None
+        return route.site if own is None else (route.site, own)

@@ -115,7 +115,7 @@ def throttled_for(failures: int, retry: RetryPolicy) -> timedelta:
     The first time shorter than any retry: most of what looks dead is only restarted.
     """
     first = min(retry.base_delay / 2, FIRST_THROTTLE)
-    return min(first * 2 ** min(failures - 1, 20), max(LONGEST_THROTTLE, first))
+    return min(first * (1 << min(failures - 1, 20)), LONGEST_THROTTLE)
 
 
 def held_back_until(now: datetime, probe_at: datetime, queued_at: datetime) -> datetime:

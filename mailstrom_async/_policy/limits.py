@@ -43,21 +43,19 @@ def site_limits(limits: Limits, destination: str, hosts: Iterable[str]) -> SiteL
         destination: The domain.
         hosts: The names of the site's hosts.
     """
-    entries = list(enumerate(limits.overrides))
     names = list(hosts)
-    applying = [(n, entry) for n, entry in entries if entry.domain is not None and matches(entry.domain, destination)]
-    applying += [
+    entries = list(enumerate(limits.overrides))
+    by_domain = [(n, entry) for n, entry in entries if entry.domain is not None and matches(entry.domain, destination)]
+    by_host = [
         (n, entry) for n, entry in entries if entry.mx is not None and any(matches(entry.mx, name) for name in names)
     ]
+    applying = [*by_domain, *by_host]
     rate_of, rate = next(((n, entry.rate) for n, entry in applying if entry.rate is not None), (None, limits.rate))
-    in_order = [entry for _, entry in applying]
+    of: list[LimitsFor | Limits] = [*(entry for _, entry in applying), limits]
     return SiteLimits(
-        next((e.connections_per_host for e in in_order if e.connections_per_host), limits.connections_per_host),
-        next((e.messages_per_connection for e in in_order if e.messages_per_connection), limits.messages_per_connection),
-        next(
-            (e.recipients_per_transaction for e in in_order if e.recipients_per_transaction),
-            limits.recipients_per_transaction,
-        ),
+        next(one.connections_per_host for one in of if one.connections_per_host is not None),
+        next(one.messages_per_connection for one in of if one.messages_per_connection is not None),
+        next(one.recipients_per_transaction for one in of if one.recipients_per_transaction is not None),
         rate,
         rate_of,
     )
