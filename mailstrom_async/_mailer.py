@@ -258,9 +258,10 @@ class Mailstrom:
             not_before: Attempt it no sooner (aware).
             expires_after: Its lifetime, in place of `RetryPolicy.lifetime`; counted from `not_before` if that is later.
             connection: Write it into the transaction that this connection is in: it is queued when that commits, and
-                never was if that is rolled back. For PostgresStorage, to the same database: a connection of asyncpg's,
-                psycopg's AsyncConnection, SQLAlchemy's AsyncConnection or AsyncSession. There is no MessageQueued event
-                for it.
+                never was if that is rolled back. For SQLiteStorage, to the same file: a connection of sqlite3's or
+                aiosqlite's; for PostgresStorage, to the same database: a connection of asyncpg's or psycopg's
+                AsyncConnection; for both, SQLAlchemy's AsyncConnection or AsyncSession. There is no MessageQueued
+                event for it.
 
         Returns:
             The Message-ID, without angle brackets.
@@ -307,8 +308,8 @@ class Mailstrom:
     def _outbox(self) -> Outbox:
         if not isinstance(self._storage, Outbox):
             raise UnusableConnection(
-                f"{type(self._storage).__name__} can't write into a transaction of yours: use PostgresStorage with a "
-                "connection to the same database, or leave `connection` out"
+                f"{type(self._storage).__name__} can't write into a transaction of yours: use SQLiteStorage or "
+                "PostgresStorage, with a connection to the same file or database, or leave `connection` out"
             )
         return self._storage
 

@@ -256,9 +256,25 @@ class Offer(Call[bool]):
         return bool(connection.execute(claimed).fetchone()[0])
 
 
+@dataclass(frozen=True, slots=True)
+class Arrived(Call[int]):
+    """Was this delivery, which a caller has written into a transaction of its own, committed? If so, or if another one
+    has got its number meanwhile, the answer is the number of the next one; else 0."""
+
+    delivery_id: int
+
+    kind = 12
+    answers = int
+    hastens = True
+
+    def run(self, connection: sqlite3.Connection) -> int:
+        (reached,) = connection.execute("SELECT next_delivery FROM counters").fetchone()
+        return int(reached) if reached > self.delivery_id else 0
+
+
 CALLS: dict[int, type[Call[Any]]] = {
     call.kind: call
-    for call in (Enqueue, Status, Recent, Attempts, Prepared, Cancel, Hasten, Purge, GiveSpaceBack, Offer)
+    for call in (Enqueue, Status, Recent, Attempts, Prepared, Cancel, Hasten, Purge, GiveSpaceBack, Offer, Arrived)
 }
 
 _Row = tuple[str, str, tuple[str, ...], tuple[str, ...], bool, bool, int, int, int, int]

@@ -9,7 +9,9 @@ _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQL
 
 _REMEDIES = {
     sqlite3.SQLITE_FULL: "make room on the disk; nothing of this was stored, and it works again after that",
-    sqlite3.SQLITE_BUSY: "another program holds a lock on the file; end its transaction",
+    sqlite3.SQLITE_BUSY: (
+        "another program holds a lock on the file, or an unfinished transaction that was given to send_email; end it"
+    ),
     sqlite3.SQLITE_READONLY: "let this program write the file and its directory",
     sqlite3.SQLITE_PERM: "let this program write the file and its directory",
     sqlite3.SQLITE_CANTOPEN: "let this program write the file and its directory",

@@ -87,6 +87,13 @@ class Owner:
             raise OwnerLost
         return await (self._writes if writes else self._reads).run(operation, size=size)
 
+    def hastened(self) -> None:
+        """Somebody else has made deliveries due: the engine here is to know. May be called in any thread."""
+        if not self._waking:
+            self._waking = True
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._call_engine_soon)
+
     def stop(self) -> None:
         """Begin to close."""
         self._over.set()
@@ -154,7 +161,7 @@ class Owner:
                 self._path,
                 self._reads,
                 self._writes,
-                on_hastened=self._on_hastened,
+                on_hastened=self.hastened,
                 on_offer=self._on_offer,
                 on_shut=self._writes.stop,
             )
@@ -186,12 +193,6 @@ class Owner:
             guard.checkpoint(writer)
 
     # The door's thread.
-
-    def _on_hastened(self) -> None:
-        if not self._waking:
-            self._waking = True
-            with suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._call_engine_soon)
 
     def _on_offer(self) -> None:
         with suppress(RuntimeError):

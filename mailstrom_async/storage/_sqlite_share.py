@@ -97,6 +97,11 @@ class Share:
         if side is self._side:
             self._settled.clear()
 
+    def hastened(self) -> None:
+        """A caller has made deliveries due. If another process owns the file, it has seen that when it was asked."""
+        if isinstance(self._side, Owner):
+            self._side.hastened()
+
     def engine_seen(self) -> None:
         """The engine of this process asks for something."""
         self._engine_seen_at = self.loop.time()

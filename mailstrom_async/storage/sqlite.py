@@ -10,9 +10,11 @@ from mailstrom_async._envelope import Delivery, Due, PreparedEmail
 from mailstrom_async._errors import MailerStateError, StorageError
 from mailstrom_async._status import Attempt, MessageStatus
 from mailstrom_async.storage import _sqlite_calls as calls
+from mailstrom_async.storage import _sqlite_outbox as outbox
 from mailstrom_async.storage import _sqlite_queue as queue
 from mailstrom_async.storage import _sqlite_reads as reads
 from mailstrom_async.storage._sqlite_calls import Call
+from mailstrom_async.storage._sqlite_commits import Commits
 from mailstrom_async.storage._sqlite_follower import Follower, OwnerLost
 from mailstrom_async.storage._sqlite_lane import Operation, T
 from mailstrom_async.storage._sqlite_recent import Recent
@@ -52,6 +54,7 @@ class SQLiteStorage:
         self._path = Path(path)
         self._share: Share | None = None
         self._recent = Recent()
+        self._commits = Commits(self._arrived)
 
     def __repr__(self) -> str:
         return f"<SQLiteStorage {str(self._path)!r} [{self._share.role if self._share else 'closed'}]>"
@@ -72,6 +75,7 @@ class SQLiteStorage:
         # not be touched.
         self._recent.clear()
         self._share = share = Share(self._path, now)
+        self._commits = Commits(self._arrived)
         try:
             await share.open()
         except BaseException:
@@ -84,6 +88,7 @@ class SQLiteStorage:
         if share is None:
             return
         if share.process == os.getpid():
+            await self._commits.aclose()
             await share.aclose()
         if self._share is share:
             self._share = None
@@ -93,6 +98,28 @@ class SQLiteStorage:
         if self._share is not None and self._share.delivers:
             self._recent.add(acceptances, dues)
         return dues
+
+    async def enqueue_within(
+        self, connection: object, acceptances: Sequence[Acceptance], *, queue_size: int | None = None
+    ) -> None:
+        """Store messages in a transaction of the caller's, see `Outbox`.
+
+        Args:
+            connection: To the file of this store: a sqlite3.Connection, an aiosqlite.Connection, or SQLAlchemy's
+                AsyncConnection or AsyncSession on aiosqlite.
+            acceptances: What is to be stored.
+            queue_size: See `enqueue`.
+        """
+        self._usable()
+        dues = await outbox.enqueue(await outbox.transaction_of(connection), acceptances, queue_size, path=self._path)
+        if dues:
+            self._commits.expect(dues[0].delivery_id)
+
+    async def _arrived(self, delivery_id: int) -> int:
+        reached = await self._do(calls.Arrived(delivery_id))
+        if reached:
+            self._usable().hastened()
+        return reached
 
     async def status(self, message_id: str) -> MessageStatus | None:
         return await self._do(calls.Status(message_id)) if _is_text(message_id) else None
