@@ -299,10 +299,11 @@ class Mailstrom:
         dues = await self._storage.enqueue(acceptances, queue_size=self._config.limits.queue_size)
         if self._engine is not None:
             self._engine.queued(dues)
-        self._broadcast.publish(
-            MessageQueued(message_id=acceptance.prepared.message_id, queued_at=acceptance.queued_at)
-            for acceptance in acceptances
-        )
+        if self._broadcast.wants(MessageQueued):
+            self._broadcast.publish(
+                MessageQueued(message_id=acceptance.prepared.message_id, queued_at=acceptance.queued_at)
+                for acceptance in acceptances
+            )
         return message_ids
 
     def _outbox(self) -> Outbox:

@@ -55,7 +55,7 @@ class Scheduler:
         self._health = health
         self._dispatch = dispatch
         self._heap = DelayHeap(HEAP_CAPACITY)
-        self._lines = ReadyLines(Share())
+        self._lines = ReadyLines(Share(all=READY_CAPACITY))
         self._wake = asyncio.Event()
         self._stopping = False
         self._refill_wanted = True

@@ -23,11 +23,14 @@ class Share:
         least: The window of a destination that we know nothing good of.
         most: The window of one that takes everything.
         line: How many due deliveries of one destination wait here; further ones stay in the store.
+        all: How many of all may wait here: as long as there are few lines, each may be longer. What a line has no room
+            for was read in vain.
     """
 
     least: int = 8
     most: int = 256
     line: int = 512
+    all: int = 0
 
 
 class ReadyLines:
@@ -58,7 +61,7 @@ class ReadyLines:
             line = self._lines.get(entry.destination)
             if line is None:
                 line = self._lines[entry.destination] = deque()
-            if len(line) >= self._share.line:
+            if len(line) >= self._longest:
                 self._left_out.add(entry.destination)
                 continue
             line.append(entry)
@@ -134,7 +137,7 @@ class ReadyLines:
 
     def leave_out_full(self) -> set[str]:
         """The destinations whose line is full. The store need not tell of more of theirs: they count as left out."""
-        full = {destination for destination, line in self._lines.items() if len(line) >= self._share.line}
+        full = {destination for destination, line in self._lines.items() if len(line) >= self._longest}
         self._left_out |= full
         return full
 
@@ -143,10 +146,15 @@ class ReadyLines:
         roomy = {
             destination
             for destination in self._left_out
-            if len(self._lines.get(destination, ())) <= self._share.line // 2
+            if len(self._lines.get(destination, ())) <= self._longest // 2
         }
         self._left_out -= roomy
         return bool(roomy)
+
+    @property
+    def _longest(self) -> int:
+        """How long a line may be."""
+        return max(self._share.line, self._share.all // (2 * (len(self._lines) or 1)))
 
     def _is_open(self, destination: str) -> bool:
         return self._claimed.get(destination, 0) < self.window(destination)

@@ -221,3 +221,26 @@ def test_whatever_comes_is_taken_once_and_in_the_order_of_its_line(
 
     assert len(lines) == 0
     assert not any(waiting.values())
+
+
+def test_lines_are_longer_as_long_as_there_are_few():
+    """What a line has no room for was read in vain; with others beside it, it has no more than its share."""
+    lines = ReadyLines(Share(line=2, all=20))
+    lines.add(many("a", 12))
+    assert len(lines) == 10
+
+    lines.add([*many("b", 12, 20), *many("c", 12, 40), *many("d", 12, 60)])
+
+    assert len(lines) == 10 + 5 + 3 + 2
+
+
+def test_what_is_new_does_not_overtake_what_the_store_has():
+    """A destination of which some are left to the store takes nobody in from elsewhere, until they were read."""
+    lines = ReadyLines(Share(line=2))
+    lines.add(many("a", 3))
+    lines.take(2, MUCH)
+
+    lines.follow([due(9, "a"), due(10, "b")])
+
+    assert ids(lines.take(9, MUCH)) == [10]
+    assert lines.take_left_out()
