@@ -28,7 +28,7 @@ from mailstrom_async._config import (
     Timeouts,
 )
 from mailstrom_async._email import Attachment, Email
-from mailstrom_async._envelope import PreparedEmail
+from mailstrom_async._envelope import Lane, PreparedEmail
 from mailstrom_async._errors import (
     AlreadyQueued,
     DKIMKeyError,
@@ -90,6 +90,7 @@ __all__ = [
     "EventsLost",
     "Failed",
     "InvalidEmail",
+    "Lane",
     "Limits",
     "LimitsFor",
     "MailerStateError",

@@ -3,9 +3,16 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple, cast, get_args
 
 RecipientState = Literal["queued", "deferred", "delivered", "failed"]
+
+Lane = Literal["auth", "default", "bulk"]
+"""How urgent a message is. "auth": somebody sits before a screen and waits for it, a login code or a new password;
+"default": what one person gets on occasion; "bulk": the same for many, which may take its time."""
+
+LANES: tuple[Lane, ...] = get_args(Lane)
+"""The most urgent first. Stores know a lane by its place here."""
 
 
 def domain_of(address: str) -> str:
@@ -72,6 +79,7 @@ class QueuedMessage:
     eight_bit: bool
     queued_at: datetime
     expires_at: datetime
+    lane: Lane = "default"
 
     def on_the_wire(self, size: int) -> Iterator[bytes]:
         """The content as it goes between DATA and its reply, in pieces of about `size` bytes: dot-stuffed (RFC 5321
@@ -128,6 +136,7 @@ class Due(NamedTuple):
     delivery_id: int
     destination: str
     size: int
+    lane: Lane = "default"
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from mailstrom_async._engine.broadcast import Broadcast
 from mailstrom_async._engine.composer import AnyEmail, Composer
 from mailstrom_async._engine.engine import Engine
 from mailstrom_async._engine.health import Health
-from mailstrom_async._envelope import PreparedEmail
+from mailstrom_async._envelope import Lane, PreparedEmail
 from mailstrom_async._errors import MailerStateError, MessageNotFound, StorageError, UnusableConnection
 from mailstrom_async._events import (
     Event,
@@ -247,6 +247,7 @@ class Mailstrom:
         recipients: Sequence[str] | None = None,
         not_before: datetime | None = None,
         expires_after: timedelta | None = None,
+        lane: Lane = "default",
         connection: object | None = None,
     ) -> str:
         """Accept an email; when this returns, it is safe in the store and will be delivered.
@@ -257,6 +258,9 @@ class Mailstrom:
             recipients: The forward-paths; None: To, Cc and Bcc.
             not_before: Attempt it no sooner (aware).
             expires_after: Its lifetime, in place of `RetryPolicy.lifetime`; counted from `not_before` if that is later.
+            lane: "auth" for what somebody waits for at a screen, a login code or a new password: it goes past the rest,
+                and a connection is kept free for it. "bulk" for the same mail to many: it leaves the others the way.
+                Shares, not ranks: under load 16 of auth, 4 of default and 1 of bulk go in turn.
             connection: Write it into the transaction that this connection is in: it is queued when that commits, and
                 never was if that is rolled back. For SQLiteStorage, to the same file: a connection of sqlite3's or
                 aiosqlite's; for PostgresStorage, to the same database: a connection of asyncpg's or psycopg's
@@ -277,15 +281,17 @@ class Mailstrom:
         self._check_home()
         envelope = Envelope(sender, recipients)
         prepared = self._composer.prepare(
-            email, envelope, self._clock.now(), not_before=not_before, expires_after=expires_after
+            email, envelope, self._clock.now(), not_before=not_before, expires_after=expires_after, lane=lane
         )
         # Not kept here: while a large mail is signed and stored, no other copy of it than need be is to be held.
         return (await self._accept([await prepared], connection))[0]
 
-    async def send_emails(self, emails: Sequence[AnyEmail], *, connection: object | None = None) -> list[str]:
+    async def send_emails(
+        self, emails: Sequence[AnyEmail], *, lane: Lane = "default", connection: object | None = None
+    ) -> list[str]:
         """Accept many emails in one commit: all or none. Arguments and errors are those of `send_email`."""
         self._check_home()
-        return await self._accept(await self._composer.prepare_all(emails, self._clock.now()), connection)
+        return await self._accept(await self._composer.prepare_all(emails, self._clock.now(), lane), connection)
 
     async def _accept(self, acceptances: list[Acceptance], connection: object | None) -> list[str]:
         if not acceptances:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, ConfigDict, Field, computed_field
 
-from mailstrom_async._envelope import RecipientState
+from mailstrom_async._envelope import Lane, RecipientState
 from mailstrom_async._model import Frozen
 from mailstrom_async._reply import Reply
 
@@ -91,6 +91,8 @@ class MessageStatus(Frozen):
     message_id: str
     queued_at: AwareDatetime
     recipients: tuple[RecipientStatus, ...]
+    lane: Lane = "default"
+    """How urgent its sender called it."""
 
     @computed_field  # type: ignore[prop-decorator]
     @property

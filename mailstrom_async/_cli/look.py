@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from mailstrom_async import Attempt, Config, Mailstrom, SQLiteStorage
+from mailstrom_async import Attempt, Config, Mailstrom, MessageStatus, SQLiteStorage
 from mailstrom_async._cli.show import console, recipients_table, summary
 
 
@@ -29,8 +29,7 @@ async def queue(database: Path, limit: int, *, as_json: bool) -> None:
         output.print("The queue is empty.")
         return
     for status in statuses:
-        title = f"{status.message_id}, queued {status.queued_at:%Y-%m-%d %H:%M:%S %Z}"
-        output.print(recipients_table([status], title=title))
+        output.print(recipients_table([status], title=f"{status.message_id}, {_origin(status)}"))
     output.print(f"{len(statuses)} messages, recipients: {summary(statuses)}")
     if len(statuses) == limit:
         output.print("There may be more: raise --limit.")
@@ -45,9 +44,14 @@ async def status(database: Path, message_id: str, *, as_json: bool) -> None:
         click.echo(found.model_dump_json())
         return
     output = console()
-    output.print(recipients_table([found], title=f"queued {found.queued_at:%Y-%m-%d %H:%M:%S %Z}"))
+    output.print(recipients_table([found], title=_origin(found)))
     for number, attempt in enumerate(attempts, 1):
         _print_attempt(output, number, attempt)
+
+
+def _origin(status: MessageStatus) -> str:
+    lane = "" if status.lane == "default" else f", lane {status.lane}"
+    return f"queued {status.queued_at:%Y-%m-%d %H:%M:%S %Z}{lane}"
 
 
 def _print_attempt(output: Console, number: int, attempt: Attempt) -> None:

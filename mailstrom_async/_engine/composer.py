@@ -10,7 +10,7 @@ from email.message import EmailMessage
 from mailstrom_async._config import Config
 from mailstrom_async._email import Email
 from mailstrom_async._engine.signing import SigningPool
-from mailstrom_async._envelope import PreparedEmail
+from mailstrom_async._envelope import LANES, Lane, PreparedEmail
 from mailstrom_async._errors import InvalidEmail
 from mailstrom_async._message.compose import Envelope, compose, domains_of, size_of
 from mailstrom_async._message.dkim_keys import load_signers
@@ -59,12 +59,15 @@ class Composer:
         *,
         not_before: datetime | None = None,
         expires_after: timedelta | None = None,
+        lane: Lane = "default",
     ) -> Acceptance:
         """Compose one email; a large one in a thread.
 
         Raises:
-            InvalidEmail: It, its envelope or its times can't be.
+            InvalidEmail: It, its envelope, its times or its lane can't be.
         """
+        if lane not in LANES:
+            raise InvalidEmail("lane", f"is none of {', '.join(LANES)}: {str(lane)[:40]!r}")
         if not_before is not None and not_before.tzinfo is None:
             raise InvalidEmail("not_before", "has no time zone; use an aware datetime")
         if expires_after is not None and expires_after <= timedelta(0):
@@ -80,13 +83,13 @@ class Composer:
             expires_at = due_at + (expires_after or self._config.retry.lifetime)
         except OverflowError:
             raise InvalidEmail("expires_after", "ends behind the year 9999; give it less time") from None
-        return Acceptance(prepared, now, due_at, expires_at)
+        return Acceptance(prepared, now, due_at, expires_at, lane)
 
-    async def prepare_all(self, emails: Sequence[AnyEmail], now: datetime) -> list[Acceptance]:
+    async def prepare_all(self, emails: Sequence[AnyEmail], now: datetime, lane: Lane) -> list[Acceptance]:
         """Compose many. Raises InvalidEmail."""
         acceptances: list[Acceptance] = []
         for email in tuple(emails):
-            acceptances.append(await self.prepare(email, Envelope(), now))
+            acceptances.append(await self.prepare(email, Envelope(), now, lane=lane))
             if len(acceptances) % TURN == 0:
                 await asyncio.sleep(0)  # others have their turn
         return acceptances

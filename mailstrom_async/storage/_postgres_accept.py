@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from mailstrom_async._envelope import domain_of
+from mailstrom_async._envelope import LANES, domain_of
 from mailstrom_async._errors import AlreadyQueued, MailstromError, QueueFull, StorageError
 from mailstrom_async.storage._postgres_connection import Connections, Session
 from mailstrom_async.storage._postgres_errors import ConnectionLost
@@ -14,7 +14,7 @@ from mailstrom_async.storage.base import Acceptance, Due
 
 BATCH = 256
 BATCH_BYTES = 4 * 1024 * 1024
-LANES = 2
+AT_A_TIME = 2
 """Batches under way at a time: while the server commits one, the next is on the wire."""
 
 PARAMETERS = {
@@ -25,6 +25,7 @@ PARAMETERS = {
     "queued_at": "timestamptz[]",
     "expires_at": "timestamptz[]",
     "due_at": "timestamptz[]",
+    "lanes": "smallint[]",
     "counts": "integer[]",
     "contents": "bytea[]",
     "numbers": "integer[]",
@@ -35,15 +36,15 @@ PARAMETERS = {
     "channel": "text",
     "sender_token": "text",
 }
-"""Of `STATEMENT`, with their types; the first nine have an entry for each message, the next five for each recipient."""
+"""Of `STATEMENT`, with their types; the first ten have an entry for each message, the next five for each recipient."""
 
 STATEMENT = """
     WITH mail AS MATERIALIZED (
         SELECT * FROM ROWS FROM (
             unnest({message_ids}), unnest({senders}), unnest({smtputf8}), unnest({eight_bit}), unnest({queued_at}),
-            unnest({expires_at}), unnest({due_at}), unnest({counts}), unnest({contents})
+            unnest({expires_at}), unnest({due_at}), unnest({lanes}), unnest({counts}), unnest({contents})
         ) WITH ORDINALITY AS mail (
-            message_id, sender, smtputf8, eight_bit, queued_at, expires_at, due_at, recipients, content, number)
+            message_id, sender, smtputf8, eight_bit, queued_at, expires_at, due_at, lane, recipients, content, number)
     ), rcpt AS MATERIALIZED (
         SELECT * FROM ROWS FROM (
             unnest({numbers}), unnest({destinations}), unnest({positions}), unnest({addresses}), unnest({written})
@@ -55,17 +56,17 @@ STATEMENT = """
         ON CONFLICT (message_id) DO NOTHING
         RETURNING key, message_id
     ), new AS MATERIALIZED (
-        SELECT key, number, due_at, content FROM inserted JOIN mail USING (message_id)
+        SELECT key, number, due_at, lane, content FROM inserted JOIN mail USING (message_id)
     ), bodies AS (
         INSERT INTO mailstrom.contents (message, content) SELECT key, content FROM new
     ), waiting AS (
-        INSERT INTO mailstrom.deliveries (message, destination, size, due_at)
-        SELECT key, destination, octet_length(content), due_at
+        INSERT INTO mailstrom.deliveries (message, destination, size, due_at, lane)
+        SELECT key, destination, octet_length(content), due_at, lane
         FROM new
         JOIN (SELECT number, destination, min(position) AS first FROM rcpt GROUP BY number, destination) AS line
             USING (number)
         ORDER BY number, first
-        RETURNING id, message, destination, size, due_at
+        RETURNING id, message, destination, size, due_at, lane
     ), lined_up AS (
         INSERT INTO mailstrom.recipients (delivery, position, address, written)
         SELECT waiting.id, position, address, nullif(rcpt.written, address)
@@ -73,7 +74,7 @@ STATEMENT = """
         JOIN new ON new.key = waiting.message
         JOIN rcpt ON rcpt.number = new.number AND rcpt.destination = waiting.destination
     )
-    SELECT new.number, waiting.due_at, waiting.id, waiting.destination, waiting.size,
+    SELECT new.number, waiting.due_at, waiting.id, waiting.destination, waiting.size, waiting.lane,
         (SELECT pg_notify({channel}, {sender_token}))
     FROM waiting JOIN new ON new.key = waiting.message ORDER BY waiting.id
 """
@@ -120,6 +121,7 @@ def parameters(acceptances: Sequence[Acceptance], channel: str, sender_token: st
         "queued_at": [acceptance.queued_at for acceptance in acceptances],
         "expires_at": [acceptance.expires_at for acceptance in acceptances],
         "due_at": [acceptance.due_at for acceptance in acceptances],
+        "lanes": [LANES.index(acceptance.lane) for acceptance in acceptances],
         "counts": [len(email.recipients) for email in prepared],
         "contents": [email.content for email in prepared],
         "numbers": numbers,
@@ -175,7 +177,7 @@ class Accepting:
         if (twice := first_repeated(waiting.message_ids)) is not None:
             raise AlreadyQueued(twice)
         self._queue.append(waiting)
-        if len(self._lanes) < LANES:
+        if len(self._lanes) < AT_A_TIME:
             lane = asyncio.create_task(self._serve())
             self._lanes.add(lane)
             lane.add_done_callback(self._lanes.discard)

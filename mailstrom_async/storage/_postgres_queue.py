@@ -12,7 +12,7 @@ from mailstrom_async.storage._postgres_connection import Session
 from mailstrom_async.storage._postgres_reads import status
 from mailstrom_async.storage._postgres_rows import can_be_text, pending_recipients, queued_messages, to_due
 from mailstrom_async.storage._postgres_settle import HELD, Ending, Locked, lock, settle
-from mailstrom_async.storage._rules import abandoned_attempt, abandoned_result, as_stored, set_aside
+from mailstrom_async.storage._rules import abandoned_attempt, abandoned_result, as_stored, lane_of, set_aside
 from mailstrom_async.storage.base import Due, Record, Recorded
 
 logger = logging.getLogger("mailstrom_async")
@@ -27,7 +27,7 @@ _CLAIM = """
     )
     UPDATE mailstrom.deliveries AS d SET owner = $2, claimed_at = $3, due_at = $4, attempt = attempt + 1
     FROM free WHERE d.id = free.id
-    RETURNING d.id, d.message, d.destination, d.attempt
+    RETURNING d.id, d.message, d.destination, d.attempt, d.lane
 """
 """What somebody else is about to claim is passed over, not waited for."""
 
@@ -47,7 +47,7 @@ _HASTEN = """
         ORDER BY id FOR NO KEY UPDATE
     )
     UPDATE mailstrom.deliveries AS d SET due_at = least(due_at, $2) FROM waiting WHERE d.id = waiting.id
-    RETURNING d.due_at, d.id, d.destination, d.size
+    RETURNING d.due_at, d.id, d.destination, d.size, d.lane
 """
 
 _CANCEL = """
@@ -85,11 +85,11 @@ async def claim(
     others = list(set(delivery_ids) - {row[0] for row in rows})
     if others and (abandoned := await _abandon(session, others, now)):
         rows += await session.fetch(_CLAIM, abandoned, owner, now, lease_until)
-    messages = await queued_messages(session, {message for _, message, _, _ in rows})
+    messages = await queued_messages(session, {message: lane for _, message, _, _, lane in rows})
     pending = await pending_recipients(session, [delivery_id for delivery_id, *_ in rows])
     claims = {
         delivery_id: Delivery(delivery_id, destination, owner, attempt, pending.get(delivery_id, ()), messages[message])
-        for delivery_id, message, destination, attempt in rows
+        for delivery_id, message, destination, attempt, _ in rows
         if message in messages
     }
     troubles = {row[0]: "its content is missing" for row in rows if row[1] not in messages}
@@ -110,7 +110,7 @@ async def release(session: Session, deliveries: Sequence[Delivery], due_at: date
     await settle(session, endings)
     again = {ending.row.id for ending in endings if ending.due_again_at is not None}
     return [
-        Due(due_at, delivery.id, delivery.destination, held[delivery.id].size)
+        Due(due_at, delivery.id, delivery.destination, held[delivery.id].size, delivery.message.lane)
         for delivery in deliveries
         if delivery.id in again
     ]
@@ -206,8 +206,8 @@ def _given_back(row: Locked, due_at: datetime) -> Ending:
 def _recorded(ending: Ending | None) -> Recorded:
     if ending is None:
         return Recorded(accepted=False, results={}, due=None, completed=False)
-    due_at = ending.due_again_at
-    due = None if due_at is None else Due(due_at, ending.row.id, ending.row.destination, ending.row.size)
+    row, due_at = ending.row, ending.due_again_at
+    due = None if due_at is None else Due(due_at, row.id, row.destination, row.size, lane_of(row.lane))
     return Recorded(accepted=True, results=ending.results, due=due, completed=False)
 
 

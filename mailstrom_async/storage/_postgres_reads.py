@@ -7,13 +7,13 @@ from itertools import groupby
 
 from pydantic import ValidationError
 
-from mailstrom_async._envelope import PreparedEmail
+from mailstrom_async._envelope import LANES, Lane, PreparedEmail
 from mailstrom_async._errors import StorageError
 from mailstrom_async._status import Attempt, DeliveryResult, MessageStatus, RecipientStatus
 from mailstrom_async.storage._postgres_connection import Row, Session
 from mailstrom_async.storage._postgres_errors import Unreadable
 from mailstrom_async.storage._postgres_rows import can_be_text, to_due, to_result
-from mailstrom_async.storage._rules import shown
+from mailstrom_async.storage._rules import lane_of, shown
 from mailstrom_async.storage.base import Due
 
 logger = logging.getLogger("mailstrom_async")
@@ -21,7 +21,7 @@ logger = logging.getLogger("mailstrom_async")
 MERGED_AT_MOST = 100
 """Destinations that are read side by side: a part of the statement each."""
 
-_NEAREST = "SELECT due_at, id, destination, size FROM mailstrom.deliveries WHERE due_at IS NOT NULL"
+_NEAREST = "SELECT due_at, id, destination, size, lane FROM mailstrom.deliveries WHERE due_at IS NOT NULL"
 
 _DESTINATIONS = """
     WITH RECURSIVE leap (destination, n) AS (
@@ -36,7 +36,7 @@ _DESTINATIONS = """
 """The destinations of all unfinished deliveries, found by leaps over the index, at most $1 + 1."""
 
 _STATUS = """
-    SELECT m.message_id, m.queued_at, coalesce(r.written, r.address), r.address, r.attempts, r.result,
+    SELECT m.message_id, m.queued_at, d.lane, coalesce(r.written, r.address), r.address, r.attempts, r.result,
         CASE WHEN d.owner IS NULL THEN d.due_at END
     FROM mailstrom.messages AS m
     JOIN mailstrom.deliveries AS d ON d.message = m.key
@@ -56,24 +56,26 @@ _RECENT = f"""
 """  # noqa: S608 - no text from outside
 
 
-async def upcoming(session: Session, limit: int, excluding: Collection[str]) -> list[Due]:
-    if not excluding:
-        rows = await session.fetch(f"{_NEAREST} ORDER BY due_at, id LIMIT $1", limit)
-        return [to_due(row) for row in rows]
-    waiting = [row[0] for row in await session.fetch(_DESTINATIONS, MERGED_AT_MOST)]
-    if len(waiting) <= MERGED_AT_MOST:
-        # Side by side in the order of their due times: what is excluded is not even looked at.
-        wanted = [destination for destination in waiting if destination not in excluding]
-        if not wanted:
-            return []
-        lines = " UNION ALL ".join(f"{_NEAREST} AND destination = ${number}" for number in range(2, len(wanted) + 2))
-        rows = await session.fetch(f"{lines} ORDER BY due_at, id LIMIT $1", limit, *wanted)
-    else:
-        # Passes over the excluded entries of the index, without touching the table.
-        rows = await session.fetch(
-            f"{_NEAREST} AND destination <> ALL($2::text[]) ORDER BY due_at, id LIMIT $1", limit, list(excluding)
-        )
-    return [to_due(row) for row in rows]
+async def upcoming(
+    session: Session, limit: int, excluding: Collection[str] = (), lane: Lane | None = None
+) -> list[Due]:
+    lanes = range(len(LANES)) if lane is None else [LANES.index(lane)]
+    lines, values = [f"{_NEAREST} AND lane = {number}" for number in lanes], list[object]()
+    if excluding:
+        waiting = [row[0] for row in await session.fetch(_DESTINATIONS, MERGED_AT_MOST)]
+        if len(waiting) <= MERGED_AT_MOST:
+            # Side by side in the order of their due times: what is excluded is not even looked at.
+            values += [destination for destination in waiting if destination not in excluding]
+            marks = range(2, len(values) + 2)
+            lines = [f"{line} AND destination = ${mark}" for line in lines for mark in marks]
+        else:
+            # Passes over the excluded entries of the index, without touching the table.
+            values.append(list(excluding))
+            lines = [f"{line} AND destination <> ALL($2::text[])" for line in lines]
+    if not lines:
+        return []
+    merged = " UNION ALL ".join(lines)
+    return [to_due(row) for row in await session.fetch(f"{merged} ORDER BY due_at, id LIMIT $1", limit, *values)]
 
 
 async def status(session: Session, message_id: str) -> MessageStatus | None:
@@ -153,11 +155,12 @@ def _status(rows: Sequence[Row]) -> MessageStatus:
         return MessageStatus(
             message_id=rows[0][0],
             queued_at=rows[0][1],
+            lane=lane_of(rows[0][2]),
             recipients=tuple(
                 RecipientStatus(
                     recipient=written, address=address, attempts=attempted, result=shown(result_of(text), due_at)
                 )
-                for _, _, written, address, attempted, text, due_at in rows
+                for _, _, _, written, address, attempted, text, due_at in rows
             ),
         )
     except ValidationError as error:

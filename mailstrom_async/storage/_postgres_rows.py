@@ -1,6 +1,6 @@
 """Between rows and words: recipients, messages, results."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 from pydantic import TypeAdapter
@@ -8,6 +8,7 @@ from pydantic import TypeAdapter
 from mailstrom_async._envelope import Due, PendingRecipient, QueuedMessage, RecipientState
 from mailstrom_async._status import DeliveryResult, Queued
 from mailstrom_async.storage._postgres_connection import Row, Session
+from mailstrom_async.storage._rules import lane_of
 
 UNFINISHED = "state NOT IN ('delivered', 'failed')"
 
@@ -25,9 +26,9 @@ def to_result(text: str | None) -> DeliveryResult:
 
 
 def to_due(row: Row) -> Due:
-    """An entry from (due_at, id, destination, size)."""
-    due_at, delivery_id, destination, size = row
-    return Due(due_at, delivery_id, destination, size)
+    """An entry from (due_at, id, destination, size, lane)."""
+    due_at, delivery_id, destination, size, lane = row
+    return Due(due_at, delivery_id, destination, size, lane_of(lane))
 
 
 async def pending_recipients(session: Session, deliveries: Sequence[int]) -> dict[int, tuple[PendingRecipient, ...]]:
@@ -43,12 +44,16 @@ async def pending_recipients(session: Session, deliveries: Sequence[int]) -> dic
     return {delivery: tuple(recipients) for delivery, recipients in pending.items()}
 
 
-async def queued_messages(session: Session, keys: Collection[int]) -> dict[int, QueuedMessage]:
-    """Messages with their content; those are missing whose content is."""
+async def queued_messages(session: Session, lanes: Mapping[int, int]) -> dict[int, QueuedMessage]:
+    """Messages with their content; those are missing whose content is.
+
+    Args:
+        lanes: The lane of each, by its key.
+    """
     rows = await session.fetch(
         "SELECT key, message_id, sender, content, smtputf8, eight_bit, queued_at, expires_at"
         " FROM mailstrom.messages JOIN mailstrom.contents ON message = key WHERE key = ANY($1::bigint[])",
-        list(keys),
+        list(lanes),
     )
     return {
         key: QueuedMessage(
@@ -60,6 +65,7 @@ async def queued_messages(session: Session, keys: Collection[int]) -> dict[int, 
             eight_bit=eight_bit,
             queued_at=queued_at,
             expires_at=expires_at,
+            lane=lane_of(lanes[key]),
         )
         for key, message_id, sender, content, smtputf8, eight_bit, queued_at, expires_at in rows
     }

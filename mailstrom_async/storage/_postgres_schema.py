@@ -102,7 +102,22 @@ _ENGINES = (
     "CREATE TABLE mailstrom.engines (owner text PRIMARY KEY, seen_at timestamptz NOT NULL)",
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_VERSION_1, _ENGINES)
+_LANES = (
+    # 0 is "auth", 1 "default", 2 "bulk".
+    "ALTER TABLE mailstrom.deliveries ADD COLUMN lane smallint NOT NULL DEFAULT 1 CHECK (lane IN (0, 1, 2))",
+    "DROP INDEX mailstrom.deliveries_due",
+    """
+    CREATE INDEX deliveries_due ON mailstrom.deliveries (lane, due_at, id) INCLUDE (destination, size)
+        WHERE due_at IS NOT NULL
+    """,
+    "DROP INDEX mailstrom.deliveries_due_at_destination",
+    """
+    CREATE INDEX deliveries_due_at_destination ON mailstrom.deliveries (destination, lane, due_at, id) INCLUDE (size)
+        WHERE due_at IS NOT NULL
+    """,
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_VERSION_1, _ENGINES, _LANES)
 """The n-th entry makes version n (`schema_version`) of the one before. What was released is never changed."""
 
 _LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('mailstrom_async ' || $1, 0))"

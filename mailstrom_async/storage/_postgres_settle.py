@@ -27,6 +27,7 @@ class Locked:
     owner: str | None
     attempt: int
     claimed_at: datetime | None
+    lane: int
     cancelled_at: datetime | None
     waiting: dict[str, int] = field(default_factory=dict[str, int])
     """The recipients that are not final: their addresses, and their positions in the envelope."""
@@ -73,7 +74,8 @@ async def lock(session: Session, condition: str, *values: object, skip: bool = F
         skip: Leave out what somebody else has locked; else wait for it.
     """
     rows = await session.fetch(
-        "SELECT d.id, d.message, d.destination, d.size, d.due_at, d.owner, d.attempt, d.claimed_at, m.cancelled_at"  # noqa: S608
+        "SELECT d.id, d.message, d.destination, d.size, d.due_at, d.owner, d.attempt, d.claimed_at, d.lane,"  # noqa: S608
+        " m.cancelled_at"
         " FROM mailstrom.deliveries AS d JOIN mailstrom.messages AS m ON m.key = d.message"
         f" WHERE {condition} ORDER BY m.key, d.id FOR NO KEY UPDATE OF m, d {'SKIP LOCKED' if skip else ''}",
         *values,

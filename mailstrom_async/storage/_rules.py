@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 
-from mailstrom_async._envelope import PreparedEmail, domain_of
+from mailstrom_async._envelope import LANES, Lane, PreparedEmail, domain_of
 from mailstrom_async._queue.recipient import cancelled
 from mailstrom_async._status import Attempt, Deferred, Delivered, DeliveryResult, Failed, Outcome
 from mailstrom_async.storage.base import Record
@@ -11,6 +11,11 @@ from mailstrom_async.storage.base import Record
 Result = Deferred | Delivered | Failed
 
 ABANDONED = "the program ended, or stalled beyond its lease, while it attempted this: it may or may not have arrived"
+
+
+def lane_of(number: int) -> Lane:
+    """The lane that a database knows by this number."""
+    return LANES[number]
 
 
 def destinations(prepared: PreparedEmail) -> dict[str, list[int]]:

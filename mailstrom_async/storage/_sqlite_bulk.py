@@ -16,10 +16,10 @@ from typing import Any, get_args
 
 from pydantic_core import PydanticSerializationError
 
-from mailstrom_async._envelope import Delivery, PendingRecipient, QueuedMessage, RecipientState
+from mailstrom_async._envelope import LANES, Delivery, PendingRecipient, QueuedMessage, RecipientState
 from mailstrom_async._model import Frozen
 from mailstrom_async._status import FINAL_STATES
-from mailstrom_async.storage._rules import destinations, final_at
+from mailstrom_async.storage._rules import destinations, final_at, lane_of
 from mailstrom_async.storage._sqlite_recent import Fresh
 from mailstrom_async.storage._sqlite_rows import LARGE, to_integer, to_time
 from mailstrom_async.storage.base import Acceptance, Due, Record, Recorded
@@ -57,7 +57,7 @@ def enqueue(connection: sqlite3.Connection, acceptances: Sequence[Acceptance]) -
     start = 1
     for key, acceptance in enumerate(acceptances, next_message):
         prepared, due_at = acceptance.prepared, to_integer(acceptance.due_at)
-        size = len(prepared.content)
+        size, lane = len(prepared.content), LANES.index(acceptance.lane)
         messages.append(
             (
                 key,
@@ -76,12 +76,12 @@ def enqueue(connection: sqlite3.Connection, acceptances: Sequence[Acceptance]) -
         own: list[Due] = []
         for destination, positions in destinations(prepared).items():
             delivery_id = next(delivery_ids)
-            deliveries.append((delivery_id, key, destination, size, due_at))
+            deliveries.append((delivery_id, key, destination, size, due_at, lane))
             recipients += [
                 (delivery_id, position, prepared.recipients[position], prepared.written[position])
                 for position in positions
             ]
-            own.append(Due(acceptance.due_at, delivery_id, destination, size))
+            own.append(Due(acceptance.due_at, delivery_id, destination, size, acceptance.lane))
         dues.append(own)
     rows = _json(messages)
     connection.execute(f"INSERT INTO messages SELECT {_columns(8)}, NULL, NULL FROM json_each(?)", (rows,))
@@ -90,7 +90,7 @@ def enqueue(connection: sqlite3.Connection, acceptances: Sequence[Acceptance]) -
         (rows, b"".join(acceptance.prepared.content for acceptance in acceptances)),
     )
     connection.execute(
-        f"INSERT INTO deliveries (id, message, destination, size, due_at) SELECT {_columns(5)} FROM json_each(?)",
+        f"INSERT INTO deliveries (id, message, destination, size, due_at, lane) SELECT {_columns(6)} FROM json_each(?)",
         (_json(deliveries),),
     )
     connection.execute(
@@ -111,7 +111,7 @@ def claim(
     """Claim those of the deliveries that are due and nobody's, and whose rows are in order."""
     rows = _read(
         connection,
-        "SELECT json_group_array(json_array(d.id, d.message, d.attempt, d.destination, m.message_id, m.sender,"
+        "SELECT json_group_array(json_array(d.id, d.message, d.attempt, d.destination, d.lane, m.message_id, m.sender,"
         " m.smtputf8, m.eight_bit, m.queued_at, m.expires_at))"
         " FROM json_each(?) AS j CROSS JOIN deliveries AS d ON d.id = j.value CROSS JOIN messages AS m"
         " ON m.key = d.message WHERE d.owner IS NULL AND d.due_at <= ?",
@@ -138,10 +138,11 @@ def claim(
     )
     messages: dict[int, QueuedMessage] = {}
     claims: list[Delivery] = []
-    for delivery_id, key, attempt, destination, message_id, sender, smtputf8, eight_bit, queued_at, expires_at in rows:
+    for delivery_id, key, attempt, destination, lane, *told in rows:
         if key not in contents or delivery_id not in pending:
             continue
         if key not in messages:
+            message_id, sender, smtputf8, eight_bit, queued_at, expires_at = told
             messages[key] = QueuedMessage(
                 key,
                 message_id,
@@ -151,6 +152,7 @@ def claim(
                 bool(eight_bit),
                 to_time(queued_at),
                 to_time(expires_at),
+                lane_of(lane),
             )
         claims.append(
             Delivery(delivery_id, destination, owner, attempt + 1, tuple(pending[delivery_id]), messages[key])
@@ -247,9 +249,11 @@ def record(connection: sqlite3.Connection, records: Sequence[Record]) -> dict[in
     completed = _count_down(connection, [(message, one) for one, message, _ in done])
     recorded: dict[int, Recorded] = {}
     for one, message, size in done:
-        entry = None if one.due_at is None else Due(one.due_at, one.delivery.id, one.delivery.destination, size)
-        recorded[one.delivery.id] = Recorded(
-            accepted=True, results=one.results, due=entry, completed=completed.get(message) == one.delivery.id
+        delivery = one.delivery
+        again = one.due_at
+        entry = None if again is None else Due(again, delivery.id, delivery.destination, size, delivery.message.lane)
+        recorded[delivery.id] = Recorded(
+            accepted=True, results=one.results, due=entry, completed=completed.get(message) == delivery.id
         )
     return recorded
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from pydantic import TypeAdapter
 
-from mailstrom_async._envelope import Due, PreparedEmail
+from mailstrom_async._envelope import Due, Lane, PreparedEmail
 from mailstrom_async._status import Attempt, MessageStatus
 from mailstrom_async.storage import _sqlite_queue as queue
 from mailstrom_async.storage import _sqlite_reads as reads
@@ -277,7 +277,7 @@ CALLS: dict[int, type[Call[Any]]] = {
     for call in (Enqueue, Status, Recent, Attempts, Prepared, Cancel, Hasten, Purge, GiveSpaceBack, Offer, Arrived)
 }
 
-_Row = tuple[str, str, tuple[str, ...], tuple[str, ...], bool, bool, int, int, int, int]
+_Row = tuple[str, str, tuple[str, ...], tuple[str, ...], bool, bool, int, int, int, Lane, int]
 """An acceptance but for the content, of which only the size is told."""
 
 
@@ -293,14 +293,15 @@ def _to_row(acceptance: Acceptance) -> _Row:
         to_integer(acceptance.queued_at),
         to_integer(acceptance.due_at),
         to_integer(acceptance.expires_at),
+        acceptance.lane,
         len(prepared.content),
     )
 
 
 def _to_acceptance(row: _Row, content: bytes) -> Acceptance:
-    message_id, sender, recipients, written, smtputf8, eight_bit, queued_at, due_at, expires_at, _ = row
+    message_id, sender, recipients, written, smtputf8, eight_bit, queued_at, due_at, expires_at, lane, _ = row
     prepared = PreparedEmail(message_id, sender, recipients, content, smtputf8, eight_bit, written)
-    return Acceptance(prepared, to_time(queued_at), to_time(due_at), to_time(expires_at))
+    return Acceptance(prepared, to_time(queued_at), to_time(due_at), to_time(expires_at), lane)
 
 
 def _is_stored(connection: sqlite3.Connection, acceptance: Acceptance) -> bool:

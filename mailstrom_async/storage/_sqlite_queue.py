@@ -8,7 +8,7 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import TypeVar
 
-from mailstrom_async._envelope import Delivery
+from mailstrom_async._envelope import LANES, Delivery
 from mailstrom_async._errors import AlreadyQueued, QueueFull
 from mailstrom_async._queue.recipient import cancelled
 from mailstrom_async._status import MessageStatus
@@ -174,7 +174,7 @@ def release(connection: sqlite3.Connection, deliveries: Sequence[Delivery], due_
             settle_all(connection, row, cancelled(row.was_cancelled_at), None)
         else:
             end_claim(connection, row, due_at)
-            dues.append(Due(due_at, row.id, delivery.destination, row.size))
+            dues.append(Due(due_at, row.id, delivery.destination, row.size, delivery.message.lane))
     return dues
 
 
@@ -206,8 +206,8 @@ def hasten(connection: sqlite3.Connection, message_id: str, now: datetime) -> li
         f"UPDATE deliveries SET due_at = min(due_at, ?) WHERE {unclaimed}",  # noqa: S608 - no text from outside
         (to_integer(now), key),
     )
-    rows: list[tuple[int, int, bytes, int]] = connection.execute(
-        f"SELECT due_at, id, CAST(destination AS BLOB), size FROM deliveries WHERE {unclaimed} ORDER BY id",  # noqa: S608
+    rows: list[tuple[int, int, bytes, int, int]] = connection.execute(
+        f"SELECT due_at, id, CAST(destination AS BLOB), size, lane FROM deliveries WHERE {unclaimed} ORDER BY id",  # noqa: S608
         (key,),
     ).fetchall()
     return [due(row) for row in rows]
@@ -279,8 +279,8 @@ def _insert_deliveries(key: int, first_id: int, acceptance: Acceptance) -> Steps
     dues: list[Due] = []
     for delivery_id, (destination, positions) in enumerate(destinations(prepared).items(), first_id):
         yield Statement(
-            "INSERT INTO deliveries (id, message, destination, size, due_at) VALUES (?, ?, ?, ?, ?)",
-            (delivery_id, key, destination, size, to_integer(acceptance.due_at)),
+            "INSERT INTO deliveries (id, message, destination, size, due_at, lane) VALUES (?, ?, ?, ?, ?, ?)",
+            (delivery_id, key, destination, size, to_integer(acceptance.due_at), LANES.index(acceptance.lane)),
         )
         yield Repeated(
             "INSERT INTO recipients (delivery, position, address, written) VALUES (?, ?, ?, nullif(?, ?3))",
@@ -289,7 +289,7 @@ def _insert_deliveries(key: int, first_id: int, acceptance: Acceptance) -> Steps
                 for position in positions
             ],
         )
-        dues.append(Due(acceptance.due_at, delivery_id, destination, size))
+        dues.append(Due(acceptance.due_at, delivery_id, destination, size, acceptance.lane))
     return dues
 
 
@@ -301,5 +301,6 @@ def _record(connection: sqlite3.Connection, one: Record) -> Recorded:
     if one.attempt is not None:
         note_attempt(connection, row, one.attempt)
     due_at, completed = settle(connection, row, results, one.due_at)
-    entry = None if due_at is None else Due(due_at, row.id, one.delivery.destination, row.size)
+    lane = one.delivery.message.lane
+    entry = None if due_at is None else Due(due_at, row.id, one.delivery.destination, row.size, lane)
     return Recorded(accepted=True, results=results, due=entry, completed=completed)

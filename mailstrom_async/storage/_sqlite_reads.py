@@ -7,10 +7,10 @@ from collections.abc import Collection, Iterable, Iterator
 from datetime import datetime
 from itertools import islice
 
-from mailstrom_async._envelope import PreparedEmail
+from mailstrom_async._envelope import LANES, Lane, PreparedEmail
 from mailstrom_async._errors import StorageError
 from mailstrom_async._status import Attempt, DeliveryResult, MessageStatus, RecipientStatus
-from mailstrom_async.storage._rules import shown
+from mailstrom_async.storage._rules import lane_of, shown
 from mailstrom_async.storage._sqlite_errors import Unreadable
 from mailstrom_async.storage._sqlite_rows import due, reading, to_integer, to_result, to_time
 from mailstrom_async.storage.base import Due
@@ -22,25 +22,40 @@ MERGED_AT_MOST = 500
 
 _WAITING = "due_at IS NOT NULL AND owner IS NULL"
 # As bytes: a destination that is no text must not hold up the others.
-_NEAREST = f"SELECT due_at, id, CAST(destination AS BLOB), size FROM deliveries WHERE {_WAITING}"  # noqa: S608 - ours
+_NEAREST = f"SELECT due_at, id, CAST(destination AS BLOB), size, lane FROM deliveries WHERE {_WAITING}"  # noqa: S608 - ours
 
 
-def upcoming(connection: sqlite3.Connection, limit: int, excluding: Collection[str]) -> list[Due]:
-    rows: Iterable[tuple[int, int, bytes, int]]
+_Entry = tuple[int, int, bytes, int, int]
+
+
+def upcoming(
+    connection: sqlite3.Connection, limit: int, excluding: Collection[str] = (), lane: Lane | None = None
+) -> list[Due]:
+    lanes = range(len(LANES)) if lane is None else [LANES.index(lane)]
+    # Side by side in the order of their due times: what is excluded is not even looked at.
+    return [due(row) for row in islice(heapq.merge(*_lines(connection, limit, excluding, lanes)), limit)]
+
+
+def _lines(
+    connection: sqlite3.Connection, limit: int, excluding: Collection[str], lanes: Iterable[int]
+) -> Iterator[Iterator[_Entry]]:
     if not excluding:
-        rows = connection.execute(f"{_NEAREST} ORDER BY due_at, id LIMIT ?", (limit,))
+        for lane in lanes:
+            yield connection.execute(f"{_NEAREST} AND lane = ? ORDER BY due_at, id LIMIT ?", (lane, limit))
     elif (waiting := _destinations(connection)) is not None:
-        # Side by side in the order of their due times: what is excluded is not even looked at.
         left_out = {destination.encode("utf-8", "replace") for destination in excluding}
-        lines = (_line(connection, destination) for destination in waiting if destination not in left_out)
-        rows = islice(heapq.merge(*lines), limit)
+        for destination in waiting:
+            if destination not in left_out:
+                for lane in lanes:
+                    yield _line(connection, destination, lane)
     else:
         # Passes over excluded entries of the index, without touching the table: 0.1 s for a million of them.
         marks = ", ".join("?" * len(excluding))
-        rows = connection.execute(
-            f"{_NEAREST} AND destination NOT IN ({marks}) ORDER BY due_at, id LIMIT ?", (*excluding, limit)
-        )
-    return [due(row) for row in rows]
+        for lane in lanes:
+            yield connection.execute(
+                f"{_NEAREST} AND lane = ? AND destination NOT IN ({marks}) ORDER BY due_at, id LIMIT ?",
+                (lane, *excluding, limit),
+            )
 
 
 def key_of(connection: sqlite3.Connection, message_id: str) -> int | None:
@@ -144,14 +159,18 @@ def _destinations(connection: sqlite3.Connection) -> list[bytes] | None:
     return None
 
 
-def _line(connection: sqlite3.Connection, destination: bytes) -> Iterator[tuple[int, int, bytes, int]]:
-    return connection.execute(f"{_NEAREST} AND destination = CAST(? AS TEXT) ORDER BY due_at, id", (destination,))
+def _line(connection: sqlite3.Connection, destination: bytes, lane: int) -> Iterator[_Entry]:
+    return connection.execute(
+        f"{_NEAREST} AND destination = CAST(? AS TEXT) AND lane = ? ORDER BY due_at, id", (destination, lane)
+    )
 
 
 def _status(connection: sqlite3.Connection, key: int) -> MessageStatus:
     with reading("its status"):
-        message_id, queued_at = connection.execute(
-            "SELECT message_id, queued_at FROM messages WHERE key = ?", (key,)
+        message_id, queued_at, lane = connection.execute(
+            "SELECT message_id, queued_at, (SELECT lane FROM deliveries WHERE message = key LIMIT 1)"
+            " FROM messages WHERE key = ?",
+            (key,),
         ).fetchone()
         results: dict[str | None, DeliveryResult] = {}  # many recipients often share one
 
@@ -172,6 +191,7 @@ def _status(connection: sqlite3.Connection, key: int) -> MessageStatus:
                 )
                 for address, written, attempted, text, due_at in _recipients(connection, key)
             ),
+            lane="default" if lane is None else lane_of(lane),
         )
 
 

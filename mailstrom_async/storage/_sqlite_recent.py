@@ -38,6 +38,7 @@ class Fresh(NamedTuple):
             prepared.eight_bit,
             self.acceptance.queued_at,
             self.acceptance.expires_at,
+            self.acceptance.lane,
         )
 
 

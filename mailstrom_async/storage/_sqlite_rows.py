@@ -13,6 +13,7 @@ from pydantic_core import PydanticSerializationError
 from mailstrom_async._envelope import PendingRecipient, QueuedMessage, RecipientState
 from mailstrom_async._model import Frozen
 from mailstrom_async._status import Attempt, DeliveryResult, Queued
+from mailstrom_async.storage._rules import lane_of
 from mailstrom_async.storage._sqlite_errors import Unreadable, primary_code
 from mailstrom_async.storage.base import Due
 
@@ -49,14 +50,15 @@ def to_time(microseconds: int) -> datetime:
     return _EPOCH + timedelta(microseconds=microseconds)
 
 
-def due(row: tuple[int, int, bytes, int]) -> Due:
-    """An entry from (due_at, id, destination as bytes, size).
+def due(row: tuple[int, int, bytes, int, int]) -> Due:
+    """An entry from (due_at, id, destination as bytes, size, lane).
 
     One that can't be decoded is shown as well as it goes: if it failed, the others could not be shown either. It is set
     aside when it is claimed.
     """
-    due_at, delivery_id, destination, size = row
-    return Due(_EPOCH if due_at < 0 else to_time(due_at), delivery_id, destination.decode("utf-8", "replace"), size)
+    due_at, delivery_id, destination, size, lane = row
+    time = _EPOCH if due_at < 0 else to_time(due_at)
+    return Due(time, delivery_id, destination.decode("utf-8", "replace"), size, lane_of(lane))
 
 
 def to_json(model: Frozen) -> str:
@@ -92,13 +94,14 @@ def queued_message(connection: sqlite3.Connection, key: int) -> QueuedMessage:
     """A message with its content."""
     with reading("the message"):
         row = connection.execute(
-            "SELECT message_id, sender, length(content), smtputf8, eight_bit, queued_at, expires_at"
-            " FROM messages LEFT JOIN contents ON message = key WHERE key = ?",
+            "SELECT message_id, sender, length(content), smtputf8, eight_bit, queued_at, expires_at,"
+            " (SELECT lane FROM deliveries WHERE deliveries.message = key LIMIT 1)"
+            " FROM messages LEFT JOIN contents ON contents.message = key WHERE key = ?",
             (key,),
         ).fetchone()
         if row is None or row[2] is None:
             raise Unreadable("its content is missing")
-        message_id, sender, _, smtputf8, eight_bit, queued_at, expires_at = row
+        message_id, sender, _, smtputf8, eight_bit, queued_at, expires_at, lane = row
         content = read_content(connection, key)
         return QueuedMessage(
             key=key,
@@ -109,6 +112,7 @@ def queued_message(connection: sqlite3.Connection, key: int) -> QueuedMessage:
             eight_bit=bool(eight_bit),
             queued_at=to_time(queued_at),
             expires_at=to_time(expires_at),
+            lane=lane_of(lane),
         )
 
 

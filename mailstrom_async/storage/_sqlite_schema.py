@@ -83,5 +83,20 @@ _VERSION_1 = (
     "CREATE INDEX attempts_of_message ON attempts (message, started_at)",
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_VERSION_1,)
+_LANES = (
+    # Numbers, because they take no room in the indexes: 0 is "auth", 1 "default", 2 "bulk".
+    "ALTER TABLE deliveries ADD COLUMN lane INTEGER NOT NULL DEFAULT 1 CHECK (lane IN (0, 1, 2))",
+    "DROP INDEX deliveries_due",
+    """
+    CREATE INDEX deliveries_due ON deliveries (lane, due_at, id, destination)
+        WHERE due_at IS NOT NULL AND owner IS NULL
+    """,
+    "DROP INDEX deliveries_due_at_destination",
+    """
+    CREATE INDEX deliveries_due_at_destination ON deliveries (destination, lane, due_at)
+        WHERE due_at IS NOT NULL AND owner IS NULL
+    """,
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_VERSION_1, _LANES)
 """The n-th entry makes version n (`PRAGMA user_version`) of the one before. What was released is never changed."""

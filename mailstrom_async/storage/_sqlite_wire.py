@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from mailstrom_async._errors import AlreadyQueued, MailstromError, QueueFull, StorageError, StorageIncompatible
 
-PROTOCOL = 1
+PROTOCOL = 2
 GREETING = b"mailstrom_async sqlite %d\n" % PROTOCOL
 LONGEST_GREETING = 64
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol, runtime_checkable
 
-from mailstrom_async._envelope import Delivery, PreparedEmail
+from mailstrom_async._envelope import Delivery, Lane, PreparedEmail
 from mailstrom_async._envelope import Due as Due
 from mailstrom_async._queue.portion import Portion as Portion
 from mailstrom_async._status import Attempt, Deferred, Delivered, Failed, MessageStatus
@@ -27,12 +27,14 @@ class Acceptance:
     Attributes:
         due_at: When it may first be attempted.
         expires_at: When a recipient that is still deferred fails.
+        lane: How urgent it is; kept with its deliveries, and told with all their entries.
     """
 
     prepared: PreparedEmail
     queued_at: datetime
     due_at: datetime
     expires_at: datetime
+    lane: Lane = "default"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +123,10 @@ class Storage(Protocol):
         """
         ...
 
-    async def upcoming(self, limit: int, *, excluding: Collection[str] = ()) -> list[Due]:
+    async def upcoming(self, limit: int, *, excluding: Collection[str] = (), lane: Lane | None = None) -> list[Due]:
         """The nearest unclaimed deliveries by due time, whether due or not, at most `limit`; none at the destinations
-        `excluding`. Must not scan what it does not return, whatever the length of the queue.
+        `excluding`, and only those of `lane` (None: of all lanes). Must not scan what it does not return, whatever the
+        length of the queue: a million newsletters before it must not hide a login code.
 
         A shared store names claimed ones as well, due at the end of their lease: if it is not renewed until then, its
         owner is gone, and anybody may claim them."""

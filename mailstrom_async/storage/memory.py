@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import count, islice
 
-from mailstrom_async._envelope import Delivery, PendingRecipient, PreparedEmail, QueuedMessage
+from mailstrom_async._envelope import Delivery, Lane, PendingRecipient, PreparedEmail, QueuedMessage
 from mailstrom_async._errors import AlreadyQueued, MailerStateError, QueueFull
 from mailstrom_async._queue.recipient import cancelled
 from mailstrom_async._status import (
@@ -125,9 +125,9 @@ class MemoryStorage:
             raise QueueFull(queue_size)
         return [due for acceptance in acceptances for due in self._accept(acceptance)]
 
-    async def upcoming(self, limit: int, *, excluding: Collection[str] = ()) -> list[Due]:
+    async def upcoming(self, limit: int, *, excluding: Collection[str] = (), lane: Lane | None = None) -> list[Due]:
         self._check_open()
-        nearest = islice(self._due.nearest(frozenset(excluding)), limit)
+        nearest = islice(self._due.nearest(frozenset(excluding), lane), limit)
         return [_entry(self._deliveries[delivery_id]) for delivery_id in nearest]
 
     async def claim(
@@ -266,6 +266,7 @@ class MemoryStorage:
             eight_bit=prepared.eight_bit,
             queued_at=acceptance.queued_at,
             expires_at=acceptance.expires_at,
+            lane=acceptance.lane,
         )
         recipients = [_Recipient(*pair) for pair in zip(prepared.recipients, prepared.written, strict=True)]
         message = _Message(shared, len(prepared.content), recipients, prepared)
@@ -334,17 +335,18 @@ class MemoryStorage:
 
 
 class _DueIndex:
-    """Unclaimed deliveries by due time, one sorted line for each destination: one that is left out costs nothing."""
+    """Unclaimed deliveries by due time, a sorted line for each destination and lane: one that is left out costs
+    nothing."""
 
     def __init__(self) -> None:
-        self._lines: dict[str, list[tuple[datetime, int]]] = {}
+        self._lines: dict[tuple[str, Lane], list[tuple[datetime, int]]] = {}
 
     def add(self, delivery: _Delivery) -> None:
         assert delivery.due_at is not None  # noqa: S101 - only what is due has a place here
-        insort(self._lines.setdefault(delivery.destination, []), (delivery.due_at, delivery.id))
+        insort(self._lines.setdefault(_place(delivery), []), (delivery.due_at, delivery.id))
 
     def discard(self, delivery: _Delivery) -> None:
-        line = self._lines.get(delivery.destination)
+        line = self._lines.get(_place(delivery))
         if line is None or delivery.due_at is None:
             return
         entry = (delivery.due_at, delivery.id)
@@ -352,19 +354,26 @@ class _DueIndex:
         if place < len(line) and line[place] == entry:
             del line[place]
             if not line:
-                del self._lines[delivery.destination]
+                del self._lines[_place(delivery)]
 
-    def nearest(self, excluding: Collection[str]) -> Iterator[int]:
+    def nearest(self, excluding: Collection[str], wanted: Lane | None) -> Iterator[int]:
         """The ids of all deliveries, the nearest first, found as far as the caller goes."""
         lines: Iterable[list[tuple[datetime, int]]] = (
-            line for destination, line in self._lines.items() if destination not in excluding
+            line
+            for (destination, lane), line in self._lines.items()
+            if destination not in excluding and wanted in (None, lane)
         )
         return (delivery_id for _, delivery_id in heapq.merge(*lines))
 
 
+def _place(delivery: _Delivery) -> tuple[str, Lane]:
+    return delivery.destination, delivery.message.shared.lane
+
+
 def _entry(delivery: _Delivery) -> Due:
     assert delivery.due_at is not None  # noqa: S101 - finished ones have no entry
-    return Due(delivery.due_at, delivery.id, delivery.destination, delivery.message.size)
+    message = delivery.message
+    return Due(delivery.due_at, delivery.id, delivery.destination, message.size, message.shared.lane)
 
 
 def _status(message: _Message) -> MessageStatus:
@@ -380,6 +389,7 @@ def _status(message: _Message) -> MessageStatus:
             )
             for recipient, planned in _with_plans(message)
         ),
+        lane=message.shared.lane,
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from mailstrom_async._envelope import Delivery, Due, PreparedEmail
+from mailstrom_async._envelope import Delivery, Due, Lane, PreparedEmail
 from mailstrom_async._errors import MailerStateError
 from mailstrom_async._status import Attempt, MessageStatus
 from mailstrom_async.storage import _postgres_outbox as outbox
@@ -114,8 +114,8 @@ class PostgresStorage:
             channel=opened.channel,
         )
 
-    async def upcoming(self, limit: int, *, excluding: Collection[str] = ()) -> list[Due]:
-        return await self._usable().connections.read(lambda session: reads.upcoming(session, limit, excluding))
+    async def upcoming(self, limit: int, *, excluding: Collection[str] = (), lane: Lane | None = None) -> list[Due]:
+        return await self._usable().connections.read(lambda session: reads.upcoming(session, limit, excluding, lane))
 
     async def claim(
         self, delivery_ids: Sequence[int], *, owner: str, now: datetime, lease_until: datetime

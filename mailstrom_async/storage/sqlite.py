@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 from pathlib import Path
 
-from mailstrom_async._envelope import Delivery, Due, PreparedEmail
+from mailstrom_async._envelope import Delivery, Due, Lane, PreparedEmail
 from mailstrom_async._errors import MailerStateError, StorageError
 from mailstrom_async._status import Attempt, MessageStatus
 from mailstrom_async.storage import _sqlite_calls as calls
@@ -150,9 +150,9 @@ class SQLiteStorage:
 
     # What an engine asks for. Only the owner's has something to do; the others' have no claims, and get none.
 
-    async def upcoming(self, limit: int, *, excluding: Collection[str] = ()) -> list[Due]:
+    async def upcoming(self, limit: int, *, excluding: Collection[str] = (), lane: Lane | None = None) -> list[Due]:
         left_out = frozenset(excluding)
-        return await self._deliver(lambda db: reads.upcoming(db, limit, left_out), [], writes=False)
+        return await self._deliver(lambda db: reads.upcoming(db, limit, left_out, lane), [], writes=False)
 
     async def claim(
         self, delivery_ids: Sequence[int], *, owner: str, now: datetime, lease_until: datetime

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from mailstrom_async._envelope import Delivery
+from mailstrom_async._envelope import LANES, Delivery, Lane
 from mailstrom_async._errors import MailstromError
 from mailstrom_async.storage import MemoryStorage, SQLiteStorage, Storage
 from mailstrom_async.storage.base import Acceptance, Record, Recorded
@@ -25,7 +25,8 @@ ids = st.sampled_from(IDS)
 owners = st.sampled_from(["one", "two"])
 seconds = st.integers(0, 8)
 addresses = st.lists(st.sampled_from(ADDRESSES), min_size=1, max_size=5, unique=True)
-messages = st.lists(st.tuples(ids, addresses, seconds, st.booleans()), max_size=4)
+lanes = st.sampled_from(LANES)
+messages = st.lists(st.tuples(ids, addresses, seconds, st.booleans(), lanes), max_size=4)
 
 
 def plain(answer: object) -> object:
@@ -38,7 +39,7 @@ def plain(answer: object) -> object:
         return [plain(one) for one in answer]
     if isinstance(answer, Delivery):
         message = answer.message
-        shared = (message.key, message.message_id, message.sender, message.content, message.queued_at)
+        shared = (message.key, message.message_id, message.sender, message.content, message.queued_at, message.lane)
         return answer.id, answer.destination, answer.owner, answer.attempt, answer.recipients, shared
     if isinstance(answer, Recorded):
         return answer.accepted, dict(answer.results), answer.due, answer.completed
@@ -84,7 +85,7 @@ class Stores(RuleBasedStateMachine):
         return memory, sqlite
 
     @rule(batches=st.lists(messages, min_size=1, max_size=4), queue_size=st.none() | st.integers(0, 6))
-    def enqueue(self, batches: list[list[tuple[str, list[str], int, bool]]], queue_size: int | None) -> None:
+    def enqueue(self, batches: list[list[tuple[str, list[str], int, bool, Lane]]], queue_size: int | None) -> None:
         """Several calls that may meet in one commit."""
         calls = [
             Call("enqueue", [self.acceptance(*message) for message in batch], queue_size=queue_size)
@@ -92,11 +93,10 @@ class Stores(RuleBasedStateMachine):
         ]
         self.both(*calls)
 
-    def acceptance(self, message_id: str, to: list[str], wait: int, as_written: bool) -> Acceptance:
+    def acceptance(self, message_id: str, to: list[str], wait: int, as_written: bool, lane: Lane) -> Acceptance:
         written = to if as_written else [f"<{address}>" for address in to]
-        return email(
-            message_id, to, written=written, queued_at=self.now, due_at=self.now + wait * SECOND, content=b"x" * wait
-        )
+        due_at, content = self.now + wait * SECOND, b"x" * wait
+        return email(message_id, to, written=written, queued_at=self.now, due_at=due_at, content=content, lane=lane)
 
     @rule(owner=owners, lease=seconds, among=st.sets(st.integers(0, 30)))
     def claim(self, owner: str, lease: int, among: set[int]) -> None:
@@ -153,9 +153,13 @@ class Stores(RuleBasedStateMachine):
         self.both(Call("aclose"))
         self.both(Call("open", self.now))
 
-    @rule(limit=st.integers(0, 20), excluding=st.sets(st.sampled_from(["a.example", "b.example", "c.example", "d"])))
-    def look(self, limit: int, excluding: set[str]) -> None:
-        self.both(Call("upcoming", limit, excluding=excluding))
+    @rule(
+        limit=st.integers(0, 20),
+        excluding=st.sets(st.sampled_from(["a.example", "b.example", "c.example", "d"])),
+        lane=st.none() | lanes,
+    )
+    def look(self, limit: int, excluding: set[str], lane: Lane | None) -> None:
+        self.both(Call("upcoming", limit, excluding=excluding, lane=lane))
 
     @rule(limit=st.integers(0, 10), ago=st.none() | seconds)
     def list_recent(self, limit: int, ago: int | None) -> None:

@@ -18,6 +18,7 @@ from mailstrom_async import (
     Event,
     EventsLost,
     Failed,
+    Lane,
     Limits,
     Mailstrom,
     MemoryStorage,
@@ -80,10 +81,14 @@ async def sending(mailer: Mailstrom) -> None:
         str,
     )
     assert_type(await mailer.send_emails([email, email]), list[str])
+    lane: Lane = "bulk"
+    assert_type(await mailer.send_emails([email], lane=lane), list[str])
+    assert_type(await mailer.send_email(email, lane="auth"), str)
 
 
 async def asking(mailer: Mailstrom) -> None:
     assert_type(await mailer.query_status("1@example.org"), MessageStatus)
+    assert_type((await mailer.query_status("1@example.org")).lane, Lane)
     assert_type(await mailer.query_recent(since=datetime.now(UTC), limit=10), list[MessageStatus])
     assert_type(await mailer.query_attempts("1@example.org"), list[Attempt])
     assert_type(await mailer.query_prepared("1@example.org"), PreparedEmail)

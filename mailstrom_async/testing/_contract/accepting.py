@@ -2,7 +2,7 @@
 
 import asyncio
 
-from mailstrom_async._envelope import Due, PreparedEmail
+from mailstrom_async._envelope import LANES, Due, PreparedEmail
 from mailstrom_async._errors import AlreadyQueued, MailstromError, QueueFull
 from mailstrom_async.storage.base import Acceptance
 from mailstrom_async.testing._contract.ground import (
@@ -12,10 +12,12 @@ from mailstrom_async.testing._contract.ground import (
     HOUR,
     ID,
     INSTANT,
+    MINUTE,
     NOW,
     Ground,
     claim,
     claim_one,
+    deferred,
     delivered,
     email,
     failed,
@@ -69,6 +71,37 @@ class Accepting(Ground):
             assert (message.message_id, message.sender) == (ID, "")
             assert (message.smtputf8, message.eight_bit) == (True, True)
             assert (message.queued_at, message.expires_at) == (NOW, NOW + HOUR)
+
+    async def test_the_lane_is_kept_and_told_everywhere(self) -> None:
+        """Where the scheduler reads it, where an attempt is made, and in the status; through a retry as well."""
+        later = NOW + MINUTE
+        async with self.opened() as storage:
+            for lane in LANES:
+                dues = await storage.enqueue([email(lane, [ADA, EVE], lane=lane)])
+                delivery, other = await claim(storage, ids_of(dues))
+                (recorded,) = await storage.record([record_of(delivery, deferred(later), later)])
+                released = await storage.release([other], NOW)
+                hastened = await storage.hasten(lane, NOW)
+                status = await storage.status(lane)
+
+                assert {due.lane for due in dues} == {lane}
+                assert {delivery.message.lane, other.message.lane} == {lane}
+                assert recorded.due is not None
+                assert recorded.due.lane == lane
+                assert [due.lane for due in released] == [lane]
+                assert [due.lane for due in hastened or ()] == [lane, lane]
+                assert status is not None
+                assert status.lane == lane
+
+    async def test_lanes_of_one_call_are_each_messages_own(self) -> None:
+        """Many messages may be stored, and claimed, at once."""
+        async with self.opened() as storage:
+            await storage.enqueue([email(f"{number}", lane=LANES[number % 3]) for number in range(9)])
+            deliveries = await claim(storage)
+            statuses = await storage.recent(None, 100)
+
+            assert [delivery.message.lane for delivery in deliveries] == [*LANES] * 3
+            assert [status.lane for status in statuses] == [*LANES] * 3
 
     async def test_times_are_exact_to_the_microsecond(self) -> None:
         """A store that rounds would attempt too early, or show what is not true."""

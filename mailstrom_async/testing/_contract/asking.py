@@ -1,5 +1,6 @@
 """Asking: what is due next, what was accepted lately, what is known of a Message-ID; and forgetting."""
 
+from mailstrom_async._envelope import LANES
 from mailstrom_async.testing._contract.ground import (
     ADA,
     BOB,
@@ -90,6 +91,41 @@ class Asking(Ground):
             entries = await storage.upcoming(5, excluding={f"{number}.example" for number in range(1100)})
 
             assert [entry.destination for entry in entries] == [f"{number}.example" for number in range(1100, 1105)]
+
+    async def test_each_lane_can_be_read_by_itself(self) -> None:
+        """However much is before it in the others: a backlog of newsletters does not hide a login code."""
+        async with self.opened() as storage:
+            await storage.enqueue([email(f"n{number}", [ADA, EVE], lane="bulk") for number in range(30)])
+            await storage.enqueue([email("code", [ADA], due_at=NOW + HOUR, lane="auth")])
+            await storage.enqueue([email("1", [ADA], due_at=NOW + MINUTE), email("2", [EVE])])
+            auth = await storage.upcoming(5, lane="auth")
+            default = await storage.upcoming(5, lane="default")
+            bulk = await storage.upcoming(100, lane="bulk", excluding={"example.net"})
+            of_all = await storage.upcoming(100)
+
+            assert [(entry.due_at, entry.lane) for entry in auth] == [(NOW + HOUR, "auth")]
+            assert [entry.destination for entry in default] == ["example.com", "example.net"]
+            assert [(entry.destination, entry.lane) for entry in bulk] == [("example.com", "bulk")] * 30
+            assert await storage.upcoming(5, lane="auth", excluding=["example.net"]) == []
+            assert len(of_all) == 63
+            assert [entry.due_at for entry in of_all] == sorted(entry.due_at for entry in of_all)
+
+    async def test_very_many_destinations_can_be_left_out_of_a_lane(self) -> None:
+        """The others in it are found, and none of another lane."""
+        async with self.opened() as storage:
+            await storage.enqueue(
+                [
+                    email(f"{lane}{number}", [f"a@{number}.example"], due_at=NOW + number * INSTANT, lane=lane)
+                    for number in range(1200)
+                    for lane in LANES
+                    if number % 3 == 0 or lane == "bulk"
+                ]
+            )
+            entries = await storage.upcoming(4, excluding={f"{number}.example" for number in range(1100)}, lane="auth")
+
+            assert [(entry.destination, entry.lane) for entry in entries] == [
+                (f"{number}.example", "auth") for number in (1101, 1104, 1107, 1110)
+            ]
 
     async def test_an_unknown_message_id_is_unknown_whatever_it_is_made_of(self) -> None:
         """Row D26: SQL, NUL, lone surrogates, a megabyte: None, and nothing else happens."""

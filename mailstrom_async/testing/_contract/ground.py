@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import ClassVar
 
-from mailstrom_async._envelope import Delivery, Due, PreparedEmail
+from mailstrom_async._envelope import Delivery, Due, Lane, PreparedEmail
 from mailstrom_async._reply import Reply
 from mailstrom_async._status import Attempt, Deferred, Delivered, Failed, MessageStatus, Outcome
 from mailstrom_async.storage.base import Acceptance, Record, Storage
@@ -65,11 +65,12 @@ def email(
     content: bytes = b"Subject: Hello\r\n\r\nHello\r\n",
     queued_at: datetime = NOW,
     due_at: datetime | None = None,
+    lane: Lane = "default",
 ) -> Acceptance:
     """A message to be accepted."""
     prepared = PreparedEmail(message_id, sender, tuple(recipients), content, written=tuple(written))
     due_at = due_at or queued_at
-    return Acceptance(prepared, queued_at=queued_at, due_at=due_at, expires_at=due_at + 120 * HOUR)
+    return Acceptance(prepared, queued_at=queued_at, due_at=due_at, expires_at=due_at + 120 * HOUR, lane=lane)
 
 
 def reply(code: int = 250, text: str = "OK") -> Reply:

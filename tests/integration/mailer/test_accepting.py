@@ -47,6 +47,30 @@ async def test_the_envelope_may_be_given(build, email, server):
     assert server.messages[0].email["To"] == "ada@example.net"
 
 
+@pytest.mark.parametrize("lane", ["auth", "default", "bulk"])
+async def test_the_status_shows_the_lane(build, email, lane):
+    """Of one mail, and of many at once; who says nothing has the one between."""
+    async with build(deliver=False) as mailer:
+        message_ids = [await mailer.send_email(email(), lane=lane), *await mailer.send_emails([email()] * 2, lane=lane)]
+        lanes = [(await mailer.query_status(message_id)).lane for message_id in message_ids]
+        unnamed = await mailer.query_status(await mailer.send_email(email()))
+
+    assert lanes == [lane] * 3
+    assert unnamed.lane == "default"
+
+
+@pytest.mark.parametrize("lane", ["fast", "", "AUTH", None, ["auth"]])
+async def test_an_unknown_lane_is_refused_and_nothing_is_stored(build, email, lane):
+    """The error names the lanes that there are."""
+    async with build(deliver=False) as mailer:
+        with pytest.raises(InvalidEmail, match="lane: is none of auth, default, bulk"):
+            await mailer.send_email(email(), lane=lane)
+        with pytest.raises(InvalidEmail, match="lane"):
+            await mailer.send_emails([email()], lane=lane)
+
+        assert await mailer.query_recent() == []
+
+
 @pytest.mark.parametrize(
     ("change", "field"),
     [

@@ -19,7 +19,7 @@ from mailstrom_async import (
     Reply,
     Storage,
 )
-from mailstrom_async._envelope import Delivery, Due
+from mailstrom_async._envelope import LANES, Delivery, Due, Lane
 from mailstrom_async._status import Outcome
 from mailstrom_async.storage import Acceptance, Record, Recorded
 from mailstrom_async.storage.postgres import PostgresStorage
@@ -38,6 +38,7 @@ class Question:
     new: list[Acceptance]
     queue_size: int | None
     excluding: set[str]
+    lane: Lane | None
     due: list[tuple[str, str]]
     owner: str
     until: datetime
@@ -60,7 +61,7 @@ class Twin:
             case "e":
                 return await self.enqueue(question.new, question.queue_size)
             case "u":
-                return await self.upcoming(5, question.excluding)
+                return await self.upcoming(5, question.excluding, question.lane)
             case "c":
                 return await self.claim(question.due, question.owner, question.now, question.until)
             case "n":
@@ -91,8 +92,8 @@ class Twin:
             self.names[due.delivery_id] = name
         return self.entries(dues)
 
-    async def upcoming(self, limit: int, excluding: set[str]) -> object:
-        dues = await self.storage.upcoming(limit + len(self.held), excluding=excluding)
+    async def upcoming(self, limit: int, excluding: set[str], lane: Lane | None) -> object:
+        dues = await self.storage.upcoming(limit + len(self.held), excluding=excluding, lane=lane)
         held = {delivery.id for delivery in self.held.values()}
         return self.entries([due for due in dues if due.delivery_id not in held][:limit])
 
@@ -102,7 +103,14 @@ class Twin:
             self.held = {key: old for key, old in self.held.items() if old.id != claim.id}
             self.held[(*self.names[claim.id], owner, claim.attempt)] = claim
         return [
-            (self.names[claim.id], claim.attempt, claim.recipients, claim.message.content, claim.message.expires_at)
+            (
+                self.names[claim.id],
+                claim.attempt,
+                claim.recipients,
+                claim.message.content,
+                claim.message.expires_at,
+                claim.message.lane,
+            )
             for claim in claims
         ]
 
@@ -121,7 +129,7 @@ class Twin:
         return None if dues is None else sorted(self.entries(dues))
 
     def entries(self, dues: Sequence[Due]) -> list[object]:
-        return [(due.due_at, self.names[due.delivery_id], due.destination, due.size) for due in dues]
+        return [(due.due_at, self.names[due.delivery_id], due.destination, due.size, due.lane) for due in dues]
 
     def recorded(self, one: Recorded) -> object:
         return (one.accepted, dict(one.results), self.entries([one.due]) if one.due else None, one.completed)
@@ -162,7 +170,8 @@ class Plan:
 def acceptance(chance: Random, message_id: str, now: datetime) -> Acceptance:
     recipients = tuple(f"r{number}@{chance.choice(DOMAINS)}" for number in range(chance.randint(1, 5)))
     prepared = PreparedEmail(message_id, "s@example.org", recipients, b"x" * chance.randint(1, 50))
-    return Acceptance(prepared, now, now + timedelta(seconds=chance.randint(0, 60)), now + timedelta(days=5))
+    due_at = now + timedelta(seconds=chance.randint(0, 60))
+    return Acceptance(prepared, now, due_at, now + timedelta(days=5), chance.choice(LANES))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -188,6 +197,7 @@ async def test_the_same_questions_get_the_same_answers(storage: PostgresStorage,
                 now=now,
                 new=new,
                 queue_size=chance.choice([None, None, 20]),
+                lane=chance.choice([None, *LANES]),
                 excluding=set(chance.sample(DOMAINS, chance.randint(0, 3))),
                 due=chance.sample(sorted(model.ids), min(len(model.ids), chance.randint(0, 6))),
                 owner=chance.choice(["we", "they"]),

@@ -8,7 +8,10 @@ import asyncpg
 import pytest
 
 from mailstrom_async import MailerStateError, StorageError, StorageIncompatible
+from mailstrom_async.storage import _postgres_schema
+from mailstrom_async.storage._postgres_schema import MIGRATIONS
 from mailstrom_async.storage.postgres import PostgresStorage
+from mailstrom_async.testing._contract.ground import claim_one, delivered, email, record_of
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 
@@ -29,7 +32,7 @@ async def test_many_processes_may_open_a_new_store_at_once(dsn: str, schema: str
     versions = await run(dsn, f"SELECT version FROM {schema}.schema_version")
     await asyncio.gather(*(store.aclose() for store in stores))
 
-    assert [row[0] for row in versions] == [2]
+    assert [row[0] for row in versions] == [len(MIGRATIONS)]
 
 
 async def test_another_programs_tables_are_left_alone(dsn: str, schema: str, storage: PostgresStorage) -> None:
@@ -48,8 +51,45 @@ async def test_a_store_of_a_newer_version_is_left_alone(dsn: str, schema: str, s
     await storage.aclose()
     await run(dsn, f"UPDATE {schema}.schema_version SET version = 99")
 
-    with pytest.raises(StorageIncompatible, match="version 99, and this library knows up to 2"):
+    with pytest.raises(StorageIncompatible, match=f"version 99, and this library knows up to {len(MIGRATIONS)}"):
         await storage.open(NOW)
+
+
+@pytest.mark.parametrize("version", range(1, len(MIGRATIONS)))
+async def test_a_store_of_an_older_version_is_brought_to_the_newest(
+    dsn: str, schema: str, storage: PostgresStorage, version: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Row C27: with all that it holds, and it is used on as if it had always been new."""
+    with monkeypatch.context() as patch:
+        patch.setattr(_postgres_schema, "MIGRATIONS", MIGRATIONS[:version])
+        await storage.open(NOW)
+        await storage.aclose()
+    await run(dsn, *(statement.replace("mailstrom.", f"{schema}.") for statement in OLD_MAIL))
+    await storage.open(NOW)
+    due = await storage.upcoming(10)
+    delivery = await claim_one(storage)
+    await storage.record([record_of(delivery, delivered())])
+    await storage.enqueue([email("code@example.org", lane="auth")])
+    statuses = await storage.recent(NOW, 10)
+    await storage.aclose()
+
+    assert [(entry.destination, entry.size, entry.lane) for entry in due] == [("example.net", 9, "default")]
+    assert [(status.message_id, status.lane, status.completed) for status in statuses] == [
+        ("old@example.org", "default", True),
+        ("code@example.org", "auth", False),
+    ]
+
+
+OLD_MAIL = (
+    """
+    INSERT INTO mailstrom.messages (message_id, sender, smtputf8, eight_bit, queued_at, expires_at, unfinished)
+    VALUES ('old@example.org', 'app@example.org', false, false, '2030-01-01Z', '2030-01-06Z', 1)
+    """,
+    "INSERT INTO mailstrom.contents VALUES (1, 'old mail!')",
+    "INSERT INTO mailstrom.deliveries (message, destination, size, due_at) VALUES (1, 'example.net', 9, '2030-01-01Z')",
+    "INSERT INTO mailstrom.recipients (delivery, position, address) VALUES (1, 0, 'ada@example.net')",
+)
+"""A message as version 1 held it, and any later one still takes it."""
 
 
 async def test_a_schema_that_was_made_beforehand_is_used(dsn: str, schema: str, storage: PostgresStorage) -> None:

@@ -187,6 +187,7 @@ async def test_everything_of_a_message_arrives_in_the_store(mailer: Mailstrom, c
         connection=caller.connection,
         not_before=None,
         expires_after=timedelta(minutes=10),
+        lane="auth",
     )
     await caller.commit()
     prepared = await mailer.query_prepared(sent)
@@ -194,6 +195,7 @@ async def test_everything_of_a_message_arrives_in_the_store(mailer: Mailstrom, c
 
     assert prepared.recipients == ("a@example.net", "b@example.com", "c@example.net")
     assert status.recipients[0].recipient == "Ünal <a@example.net>"
+    assert status.lane == "auth"
     assert b"AAECAwQFBgcICQ" in prepared.content
 
 

@@ -163,6 +163,42 @@ async def test_a_store_of_an_older_version_is_brought_to_the_newest(path: Path, 
         assert connection.execute("SELECT note, other FROM attempts").fetchall() == [(None, None)]
 
 
+@pytest.mark.parametrize("version", range(1, len(_sqlite_schema.MIGRATIONS)))
+async def test_every_version_that_there_was_is_brought_to_the_newest(
+    path: Path, version: int, monkeypatch: pytest.MonkeyPatch
+):
+    """Row C27: mail that was accepted before there were lanes is in the lane between."""
+    with monkeypatch.context() as patch:
+        patch.setattr(_sqlite_file, "MIGRATIONS", _sqlite_schema.MIGRATIONS[:version])
+        _sqlite_file.open_file(path).close()
+    with closing(sqlite3.connect(path)) as connection, connection:
+        for statement in OLD_MAIL:
+            connection.execute(statement)
+    storage = SQLiteStorage(path)
+    await storage.open(NOW)
+    due = await storage.upcoming(10)
+    await storage.record([record_of(await claim_one(storage), delivered())])
+    await storage.enqueue([email("code@example.org", lane="auth")])
+    statuses = await storage.recent(NOW, 10)
+    await storage.aclose()
+
+    assert [(entry.destination, entry.size, entry.lane) for entry in due] == [("example.net", 9, "default")]
+    assert [(status.message_id, status.lane, status.completed) for status in statuses] == [
+        ("old@example.org", "default", True),
+        ("code@example.org", "auth", False),
+    ]
+
+
+OLD_MAIL = (
+    "INSERT INTO messages VALUES (1, 'old@example.org', 'app@example.org', 0, 0, 1, 9000000000000000, 1, NULL, NULL)",
+    "INSERT INTO contents VALUES (1, CAST('old mail!' AS BLOB))",
+    "INSERT INTO deliveries (id, message, destination, size, due_at) VALUES (1, 1, 'example.net', 9, 1)",
+    "INSERT INTO recipients (delivery, position, address) VALUES (1, 0, 'ada@example.net')",
+    "UPDATE counters SET unfinished = 1, next_message = 2, next_delivery = 2",
+)
+"""A message as version 1 held it, and any later one still takes it."""
+
+
 @pytest.mark.rule("C27", "a migration that fails changes nothing")
 async def test_a_migration_that_fails_changes_nothing(path: Path, monkeypatch: pytest.MonkeyPatch):
     """Row C27: all the way, or not at all; the version that made the store goes on with it."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mailstrom_async._envelope import Delivery, Due, PreparedEmail
+from mailstrom_async._envelope import Delivery, Due, Lane, PreparedEmail
 from mailstrom_async._status import Attempt, MessageStatus
 from mailstrom_async.storage import Acceptance, Record, Recorded, SQLiteStorage, Storage
 from mailstrom_async.testing import StorageContract
@@ -75,8 +75,8 @@ class OwnerAndFollower:
     async def purge(self, completed_before: datetime) -> int:
         return await self.follower.purge(completed_before)
 
-    async def upcoming(self, limit: int, *, excluding: Collection[str] = ()) -> list[Due]:
-        return await self.owner.upcoming(limit, excluding=excluding)
+    async def upcoming(self, limit: int, *, excluding: Collection[str] = (), lane: Lane | None = None) -> list[Due]:
+        return await self.owner.upcoming(limit, excluding=excluding, lane=lane)
 
     async def claim(
         self, delivery_ids: Sequence[int], *, owner: str, now: datetime, lease_until: datetime

@@ -9,7 +9,7 @@ from mailstrom_async import MemoryStorage, PreparedEmail
 from mailstrom_async._engine.claims import Claims
 from mailstrom_async._engine.health import Health
 from mailstrom_async._engine.scheduler import LOOK_EVERY, Scheduler
-from mailstrom_async._envelope import Delivery, Due
+from mailstrom_async._envelope import Delivery, Due, Lane
 from mailstrom_async.storage import Acceptance
 from mailstrom_async.testing import ManualClock
 
@@ -30,12 +30,12 @@ class SharedStorage(MemoryStorage):
     def watch(self, wake: Callable[[], None]) -> None:
         self.wake = wake
 
-    async def upcoming(self, limit: int, *, excluding: Collection[str] = ()) -> list[Due]:
-        unclaimed = await super().upcoming(limit, excluding=excluding)
+    async def upcoming(self, limit: int, *, excluding: Collection[str] = (), lane: Lane | None = None) -> list[Due]:
+        unclaimed = await super().upcoming(limit, excluding=excluding, lane=lane)
         claimed = [
             Due(delivery.due_at, delivery.id, delivery.destination, delivery.message.size)
             for delivery in self._claimed.values()
-            if delivery.due_at is not None
+            if delivery.due_at is not None and lane in (None, delivery.message.shared.lane)
         ]
         return sorted([*unclaimed, *claimed])[:limit]
 
