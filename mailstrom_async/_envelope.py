@@ -29,7 +29,8 @@ class PreparedEmail:
         sender: The reverse-path; "" is the null sender.
         recipients: The forward-paths, each once, domains as A-labels.
         content: Header and body with CRLF line ends, without Bcc, not dot-stuffed.
-        smtputf8: An address or a header needs a server that offers SMTPUTF8 (RFC 6531).
+        smtputf8: The sender or a header needs a server that offers SMTPUTF8 (RFC 6531), whoever the recipient is. A
+            recipient beyond ASCII needs one for itself.
         eight_bit: The content has octets above 127 and needs a server that offers 8BITMIME (RFC 6152).
         written: What the caller wrote for each of `recipients`, in the same order.
     """

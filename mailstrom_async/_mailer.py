@@ -328,7 +328,12 @@ class Mailstrom:
         return _found(await self._storage.status(message_id), message_id)
 
     async def query_recent(self, *, since: datetime | None = None, limit: int = 1000) -> list[MessageStatus]:
-        """All messages that are incomplete, and those completed since (None: none of them), at most `limit`."""
+        """All messages that are incomplete, and those completed since (None: none of them), at most `limit`.
+
+        A message is completed when the outcome of its last recipient was known. The store has that a moment later, or
+        when it takes writes again: so who asks every now and then goes back a minute behind the last time, or to before
+        `worker_status` was "degraded", and tells by the Message-ID what was seen already.
+        """
         self._check_home()
         return await self._storage.recent(since, limit)
 

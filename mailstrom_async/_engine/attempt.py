@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from mailstrom_async._envelope import QueuedMessage
 from mailstrom_async._policy.replies import CLOSING
@@ -115,9 +115,10 @@ async def carry(
     """
     waiting = list(recipients)
     while waiting:
-        batch, rest = waiting[:at_once], waiting[at_once:]
+        as_sent, batch = first_transaction(message, waiting, at_once)
+        rest = _without(waiting, batch)
         try:
-            result = await session.transact(message, batch, None if rest else following)
+            result = await session.transact(as_sent, batch, None if rest else following)
         except asyncio.CancelledError:
             if session.in_doubt:
                 outcomes.update(dict.fromkeys(batch, _STOPPED_IN_DOUBT))
@@ -138,6 +139,27 @@ async def carry(
             outcomes.update((recipient, outcome) for recipient in waiting)
             break
     return ()
+
+
+def first_transaction(
+    message: QueuedMessage, recipients: Sequence[str], at_once: int
+) -> tuple[QueuedMessage, Sequence[str]]:
+    """The recipients who go together first, and the message as it goes to them.
+
+    One address beyond ASCII makes the whole transaction need SMTPUTF8 (RFC 6531 section 3.4): those who have one go by
+    themselves, so that the others get their mail from a server that does not offer it, too.
+    """
+    if message.smtputf8 or all(map(str.isascii, recipients)):
+        return message, recipients[:at_once]
+    plain = [recipient for recipient in recipients if recipient.isascii()]
+    return (message, plain[:at_once]) if plain else (replace(message, smtputf8=True), recipients[:at_once])
+
+
+def _without(recipients: Sequence[str], batch: Sequence[str]) -> Sequence[str]:
+    if len(batch) == len(recipients):
+        return ()
+    gone = set(batch)
+    return [recipient for recipient in recipients if recipient not in gone]
 
 
 _STOPPED_IN_DOUBT = judge_breakdown(

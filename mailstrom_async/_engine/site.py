@@ -13,6 +13,7 @@ from mailstrom_async._engine.attempt import (
     Contact,
     Unreachable,
     carry,
+    first_transaction,
     open_session,
     worth_another_host,
 )
@@ -439,8 +440,8 @@ class Lookahead:
         self._bundle = self._site.take()
         if self._bundle is None:
             return None
-        at_once = self._site.limits.recipients_per_transaction
-        return self._bundle.deliveries[0].message, self._bundle.recipients[:at_once]
+        message, at_once = self._bundle.deliveries[0].message, self._site.limits.recipients_per_transaction
+        return first_transaction(message, self._bundle.recipients, at_once)
 
     def take(self) -> Bundle | None:
         bundle, self._bundle = self._bundle, None

@@ -117,7 +117,7 @@ def compose(
         sender=sender,
         recipients=addresses,
         content=written.content,
-        smtputf8=written.smtputf8 or not sender.isascii() or not all(map(str.isascii, addresses)),
+        smtputf8=written.smtputf8 or not sender.isascii(),
         eight_bit=not written.content.isascii(),
         written=tuple(mailbox.written for mailbox in recipients),
     )

@@ -1,5 +1,6 @@
 """From `send_email` to what a mail exchanger receives: content byte for byte, signed, and 7-bit where it can be."""
 
+import asyncio
 from datetime import timedelta
 from email import policy
 from email.parser import BytesParser
@@ -8,7 +9,7 @@ import dkim as dkimpy
 import pytest
 from fast_mail_parser import parse_email
 
-from mailstrom_async import Attachment, Config, DKIMKey, DKIMKeyError, Email, Mailstrom, MemoryStorage
+from mailstrom_async import Attachment, Config, DKIMKey, DKIMKeyError, Email, Limits, Mailstrom, MemoryStorage
 from mailstrom_async._message.dkim_keys import new_key
 from mailstrom_async.testing import FakeInternet
 
@@ -172,6 +173,28 @@ async def test_a_local_part_beyond_ascii_needs_a_server_that_takes_it(internet):
     assert (failed.recipients[0].result.state, failed.recipients[0].result.enhanced) == ("failed", "5.6.7")
     assert delivered.succeeded
     assert delivered.recipients[0].address == "joerg@xn--bcher-kva.example"
+
+
+@pytest.mark.rule("A54", expected="a hidden one fails alone")
+@pytest.mark.parametrize("at_once", [1, 100])
+async def test_a_hidden_local_part_beyond_ascii_fails_for_itself_only(internet, at_once):
+    """Row A54: those who share the mail, but not the address, get it from a server without SMTPUTF8; also when the
+    envelope goes out with the end of another content."""
+    emails = [Email(from_="a@example.org", text=str(number)) for number in range(20)]
+    recipients = ["jörg@example.net", "b@example.net", "c@example.net"]
+    config = Config(
+        helo_name="mail.example.org",
+        delivery=internet.delivery,
+        limits=Limits(recipients_per_transaction=at_once, connections_per_host=1),
+    )
+    async with Mailstrom(config, MemoryStorage()) as mailer:
+        sending = [mailer.send_email(email, recipients=recipients) for email in emails]
+        statuses = [await mailer.wait(message_id) for message_id in await asyncio.gather(*sending)]
+
+    for status in statuses:
+        assert [recipient.result.state for recipient in status.recipients] == ["failed", "delivered", "delivered"]
+        assert status.recipients[0].result.enhanced == "5.6.7"
+    assert internet.exchangers["mx.example.net"].connections == 1
 
 
 @pytest.mark.rule("A54", expected="delivered where SMTPUTF8 is offered")

@@ -89,12 +89,12 @@ def test_octets_above_127_in_the_header_need_smtputf8(field):
     assert f"\r\n{field}\r\n".encode() in prepared.content
 
 
-def test_a_hidden_recipient_in_utf_8_needs_smtputf8_for_its_address_only():
+def test_a_hidden_recipient_in_utf_8_needs_smtputf8_for_itself_only():
     """The content is ASCII without it."""
     prepared = prepare("From: a@example.org\r\nBcc: jörg@example.net\r\n\r\nHello\r\n".encode())
 
     assert prepared.recipients == ("jörg@example.net",)
-    assert (prepared.smtputf8, prepared.eight_bit) == (True, False)
+    assert (prepared.smtputf8, prepared.eight_bit) == (False, False)
 
 
 REFUSED = {
