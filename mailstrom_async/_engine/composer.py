@@ -111,16 +111,16 @@ class Tokens:
     For one thread only: two could draw the same."""
 
     _SIZE = 32
-    _AT_ONCE = 64
+    _AT_ONCE = 256
 
     def __init__(self) -> None:
-        self._random = ""
+        self._left: list[str] = []
 
     def next(self) -> str:
-        if not self._random:
-            self._random = secrets.token_hex(self._SIZE // 2 * self._AT_ONCE)
-        token, self._random = self._random[: self._SIZE], self._random[self._SIZE :]
-        return token
+        if not self._left:
+            random = secrets.token_hex(self._SIZE // 2 * self._AT_ONCE)
+            self._left = [random[start : start + self._SIZE] for start in range(0, len(random), self._SIZE)]
+        return self._left.pop()
 
 
 def _is_large(email: AnyEmail, envelope: Envelope) -> bool:

@@ -3,11 +3,11 @@
 import copy
 import io
 import re
-from collections.abc import Container
-from dataclasses import dataclass
+from collections.abc import Container, Iterator
 from email import policy
 from email.generator import BytesGenerator
 from email.message import EmailMessage
+from typing import NamedTuple
 
 from mailstrom_async._errors import InvalidEmail
 from mailstrom_async._message.addresses import ANY, FULL_NAMES, Domains, Mailbox, mailboxes_of, read_addresses
@@ -37,18 +37,20 @@ _BLANK_LINE = re.compile(rb"\r\n[ \t]+\r\n")
 _NEXT_FIELD = re.compile(rb"\r\n(?![ \t])")
 
 
-@dataclass(frozen=True, slots=True)
-class Foreign:
+# One field of nothing but printable ASCII, as nearly all are, its further lines not blank. It never looks back.
+_PLAIN_FIELD = re.compile(r"([!-9;-~]++):([\t -~]*+(?:\r\n[\t ]++[!-~][\t -~]*+)*+)\r\n")
+
+
+class Foreign(NamedTuple):
     """A message taken apart as far as we need it.
 
     Attributes:
-        fields: Lower-case name and raw text of each header field, without its final line end.
         values: The unfolded value of each field that occurs, by lower-case name.
         whole: All of it, as it was handed in but for line ends.
+        body_at: Where its header and the empty line end.
         domains: What addresses may have behind the @.
     """
 
-    fields: list[tuple[str, bytes]]
     values: dict[str, str]
     whole: bytes
     body_at: int
@@ -65,19 +67,29 @@ class Foreign:
         return foreign_id(Place("email", "Message-ID"), value) if value is not None else None
 
     @property
+    def header(self) -> bytes:
+        """The fields, with the end of the last one."""
+        return self.whole[: self.body_at - 2]
+
+    @property
     def visible_ascii(self) -> bool:
         """Whether the header, as it is sent, is all ASCII; otherwise it needs SMTPUTF8 (RFC 6532)."""
-        return all(raw.isascii() for name, raw in self.fields if name not in HIDDEN)
+        return self.header.isascii() or all(map(bytes.isascii, self._visible()))
 
     def write(self, stamp: Stamp) -> bytes:
         """The message as it is sent: without hidden fields, with those that must not be missing."""
         missing = missing_fields(self.values, stamp)
         if not missing and HIDDEN.isdisjoint(self.values):
             return self.whole
-        header = [raw for name, raw in self.fields if name not in HIDDEN] + missing
+        header = self._visible() + missing
         return b"".join(
             [line for raw in header for line in (raw, b"\r\n")] + [b"\r\n", memoryview(self.whole)[self.body_at :]]
         )
+
+    def _visible(self) -> list[bytes]:
+        """The raw fields that are sent, without their final line ends."""
+        fields = _NEXT_FIELD.split(self.header.removesuffix(b"\r\n"))
+        return [raw for raw in fields if raw.partition(b":")[0].decode("ascii").lower() not in HIDDEN]
 
 
 def missing_fields(present: Container[str], stamp: Stamp) -> list[bytes]:
@@ -109,22 +121,45 @@ def take_apart(content: bytes, domains: Domains = FULL_NAMES) -> Foreign:
     if end < 0:
         content += b"\r\n"  # a header and nothing else
         end = len(content) - 4
-    header = content[:end]
-    if len(header) > HEADER_LIMIT:
+    if end > HEADER_LIMIT:
         raise MESSAGE.error(f"has a header of more than {HEADER_LIMIT} octets; is there a blank line behind it?")
-    if _BLANK_LINE.search(header + b"\r\n") is not None:
-        raise MESSAGE.error("has a line of nothing but blanks in its header; remove it")
-    fields: list[tuple[str, bytes]] = []
+    header = content[: end + 2]
     values: dict[str, str] = {}
-    for raw in _NEXT_FIELD.split(header):
-        name, value = _field(raw)
+    for name, value in _plain_fields(header) or _fields(header):
         if name in values and name in ONCE:
             raise MESSAGE.error(f"has the header field {name} twice; keep one")
-        fields.append((name, raw))
         values.setdefault(name, value)
     if "from" not in values:
         raise MESSAGE.error("has no From header field; add the author's address")
-    return Foreign(fields, values, content, end + 4, domains)
+    return Foreign(values, content, end + 4, domains)
+
+
+def _plain_fields(header: bytes) -> list[tuple[str, str]] | None:
+    """The lower-case name and the unfolded value of each field; None: there is something that is to be looked at more
+    closely."""
+    if not header.isascii():
+        return None
+    text, position = header.decode("ascii"), 0
+    fields: list[tuple[str, str]] = []
+    while position < len(text):
+        match = _PLAIN_FIELD.match(text, position)
+        if match is None:
+            return None
+        name, value = match.groups()
+        fields.append((name.lower(), value.replace("\r\n", "").strip(" \t")))
+        position = match.end()
+    return fields
+
+
+def _fields(header: bytes) -> Iterator[tuple[str, str]]:
+    """As `_plain_fields`, of any header.
+
+    Raises:
+        InvalidEmail: It has a field that can't be sent.
+    """
+    if _BLANK_LINE.search(header) is not None:
+        raise MESSAGE.error("has a line of nothing but blanks in its header; remove it")
+    return map(_field, _NEXT_FIELD.split(header.removesuffix(b"\r\n")))
 
 
 class _Generator(BytesGenerator):
