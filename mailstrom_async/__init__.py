@@ -67,6 +67,7 @@ from mailstrom_async._status import (
     Outcome,
     Queued,
     RecipientStatus,
+    SiteStatus,
     TLSFacts,
     WorkerStatus,
 )
@@ -116,6 +117,7 @@ __all__ = [
     "ResolverError",
     "RetryPolicy",
     "SQLiteStorage",
+    "SiteStatus",
     "Storage",
     "StorageError",
     "StorageInUse",

@@ -215,8 +215,8 @@ class Rate(Frozen):
     """So many messages in so much time, evenly: 100 a minute are one each 0.6 seconds."""
 
     messages: Count
-    per: Positive = timedelta(seconds=1)
-    burst: Count | None = None
+    per: Annotated[Positive, Field(le=timedelta(days=1))] = timedelta(seconds=1)
+    burst: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     """How many may go at once after a pause; None: as many as a second brings, and at least one. In any span of time
     no more go than this and what the rate gives for the span."""
 

@@ -30,7 +30,7 @@ from mailstrom_async._events import (
     WorkerStatusChanged,
 )
 from mailstrom_async._message.compose import Envelope
-from mailstrom_async._status import Attempt, Failed, MessageStatus, WorkerStatus
+from mailstrom_async._status import Attempt, Failed, MessageStatus, SiteStatus, WorkerStatus
 from mailstrom_async.dns import AiodnsResolver, Resolver
 from mailstrom_async.smtp import SMTPConnector
 from mailstrom_async.storage.base import Acceptance, Outbox, Storage
@@ -341,6 +341,12 @@ class Mailstrom:
         """Every attempt on a message, oldest first. Raises MessageNotFound."""
         self._check_home()
         return _found(await self._storage.attempts(message_id), message_id)
+
+    def sites(self) -> tuple[SiteStatus, ...]:
+        """How it goes with each group of hosts that this process delivers to just now: connections, what waits, who is
+        throttled and why. Those with the most waiting come first. For operators; it costs little."""
+        sites = self._engine.sites() if self._engine is not None else []
+        return tuple(sorted(sites, key=lambda site: (-site.waiting, site.hosts)))
 
     async def query_prepared(self, message_id: str) -> PreparedEmail:
         """The message as it goes on the wire, while its body is kept: until completion. Raises MessageNotFound."""

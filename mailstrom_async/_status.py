@@ -158,6 +158,30 @@ class Attempt(Frozen):
         return {recipient: outcome.reply for recipient, outcome in self.outcome.items()}
 
 
+class SiteStatus(Frozen):
+    """How it goes with a site: the hosts that some destinations share, for as long as there is mail for them."""
+
+    hosts: tuple[str, ...]
+    """Their names, the most preferred first."""
+    destinations: tuple[str, ...]
+    """Some of the domains that lead there, at most ten."""
+    connections: int
+    """How many are open now, or being opened or closed."""
+    connections_allowed: int
+    """How many there may be now. One more with each message that is taken, up to the limit; fewer when the hosts refuse
+    connections, or do not take what is sent."""
+    waiting: int
+    """Messages that are claimed and wait for a connection or for the rate. More may wait in the queue."""
+    throttled_until: AwareDatetime | None = None
+    """The site seems dead: until then nothing is sent there, then one message tries. None: it is not throttled."""
+    reason: str | None = None
+    """Why it is throttled."""
+    rate_left: int | None = None
+    """How many messages may go at this moment; None: no rate is set."""
+    last_reply: Reply | None = None
+    """What the hosts said last to a message."""
+
+
 class WorkerStatus(Frozen):
     """How delivery itself is doing."""
 

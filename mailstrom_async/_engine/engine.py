@@ -24,7 +24,7 @@ from mailstrom_async._envelope import Delivery, Due
 from mailstrom_async._errors import StorageError
 from mailstrom_async._events import Event, MessageCompleted, RecipientDeferred, RecipientDelivered, RecipientFailed
 from mailstrom_async._queue.retry import has_expired
-from mailstrom_async._status import Failed
+from mailstrom_async._status import Failed, SiteStatus
 from mailstrom_async.dns.base import Resolver
 from mailstrom_async.smtp.base import Connector
 from mailstrom_async.storage.base import Record, Recorded, Storage
@@ -126,6 +126,10 @@ class Engine:
         """Somebody else has changed the store: deliveries may be due sooner than we know."""
         if self._scheduler is not None:
             self._scheduler.look()
+
+    def sites(self) -> list[SiteStatus]:
+        """How it goes with each site."""
+        return self._sites.status() if self._sites is not None else []
 
     def hastened(self, entries: Iterable[Due]) -> None:
         """Deliveries are due now because somebody asked for it, who wants to see attempts."""

@@ -39,6 +39,7 @@ class Pace:
         self._sites = sites
         self._bucket = bucket
         self._waits = False
+        self._changed = asyncio.Event()
 
     @property
     def left(self) -> int:
@@ -59,6 +60,10 @@ class Pace:
         """It did not go."""
         self._bucket.give_back(transactions)
 
+    def adapt(self) -> None:
+        """The rate has changed."""
+        self._changed.set()
+
     def wait(self) -> None:
         """Call the site when the next message may go."""
         if not self._waits:
@@ -67,10 +72,10 @@ class Pace:
 
     async def _wait(self) -> None:
         clock = self._sites.clock
-        never = asyncio.Event()
         try:
             while self._site.waiting and (at := self._bucket.ready_at(now := clock.now())) > now:
-                await clock.wait(never, at)
+                self._changed.clear()
+                await clock.wait(self._changed, at)
         finally:
             self._waits = False
         if not self._sites.closed:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ from mailstrom_async._engine.attempt import (
     worth_another_host,
 )
 from mailstrom_async._engine.pace import Pace
+from mailstrom_async._engine.throttles import SiteKey, Throttle
 from mailstrom_async._envelope import Delivery, QueuedMessage
 from mailstrom_async._policy.bucket import Bucket
 from mailstrom_async._policy.congestion import FIRST_SESSIONS, Signal, Window, signal_of
@@ -25,15 +26,13 @@ from mailstrom_async._policy.hosts import Route
 from mailstrom_async._policy.limits import SiteLimits
 from mailstrom_async._policy.verdict import judge_breakdown
 from mailstrom_async._reply import Phase, Reply
-from mailstrom_async._status import Outcome
+from mailstrom_async._status import Outcome, SiteStatus
 from mailstrom_async.smtp.base import Following, Session
 
 if TYPE_CHECKING:
     from mailstrom_async._engine.sites import Sites
 
 logger = logging.getLogger("mailstrom_async")
-
-SiteKey = Hashable
 
 TURN = 10
 """Messages that a site's only session carries before it makes room for another site."""
@@ -139,6 +138,8 @@ class Site:
         """Our portion of the limits has changed: what idles and is too much ends, what was too much before begins."""
         for _ in range(self._sessions - self._most):
             self._wake_idle(False)
+        if self.pace is not None:
+            self.pace.adapt()
         if self.wants_session:
             self._sites.want_session(self)
 
@@ -146,6 +147,20 @@ class Site:
     def wants_session(self) -> bool:
         allowed = min(self.window.allowed, self._most)
         return self._sessions + self._parting < allowed and self.ready > self._sessions - self._carrying
+
+    def status(self, throttle: Throttle | None) -> SiteStatus:
+        """How it goes."""
+        return SiteStatus(
+            hosts=self.hosts,
+            destinations=tuple(sorted(self.destinations)),
+            connections=self.connections,
+            connections_allowed=min(self.window.allowed, self._most),
+            waiting=len(self._waiting),
+            throttled_until=throttle and throttle.until,
+            reason=throttle and throttle.why.reason,
+            rate_left=self.pace and self.pace.left,
+            last_reply=self.last_reply,
+        )
 
     @property
     def busy(self) -> bool:

@@ -12,8 +12,8 @@ from mailstrom_async._engine.attempt import Contact
 from mailstrom_async._engine.health import Health
 from mailstrom_async._engine.routing import Router
 from mailstrom_async._engine.settlement import Settlement
-from mailstrom_async._engine.site import Site, SiteKey
-from mailstrom_async._engine.throttles import Throttle, Throttles
+from mailstrom_async._engine.site import Site
+from mailstrom_async._engine.throttles import SiteKey, Throttle, Throttles
 from mailstrom_async._engine.waits import Wait, Waits
 from mailstrom_async._envelope import Delivery
 from mailstrom_async._policy.bucket import Buckets
@@ -22,7 +22,7 @@ from mailstrom_async._policy.limits import own_entry, site_limits
 from mailstrom_async._policy.verdict import judge_breakdown
 from mailstrom_async._queue.portion import WHOLE, Portion
 from mailstrom_async._reply import Phase
-from mailstrom_async._status import Outcome
+from mailstrom_async._status import Outcome, SiteStatus
 from mailstrom_async.smtp.base import Connector
 
 logger = logging.getLogger("mailstrom_async")
@@ -111,6 +111,7 @@ class Sites:
     def share(self, portion: Portion) -> None:
         """This is our portion of the limits from now on."""
         self.portion = portion
+        self._buckets.share(portion.of_rate(1.0), self.settlement.now())
         self._waits.most_slow = self.connections
         self.surplus = max(0, self._sessions - self.connections - min(self._waits.slow, self.connections))
         for site in self._sites.values():
@@ -156,6 +157,12 @@ class Sites:
                 self.settlement.settle_all(delivery, throttle.why, contact=throttle.contact)
             else:
                 self.settlement.hold_back(delivery, throttle.why, throttle.until)
+
+    def status(self) -> list[SiteStatus]:
+        """How it goes with each site that has something to do, or is throttled."""
+        throttles = self._throttles.all(self.settlement.now())
+        idle = [throttle.status() for key, throttle in throttles.items() if key not in self._sites]
+        return [site.status(throttles.get(key)) for key, site in self._sites.items()] + idle
 
     def resume(self) -> None:
         """Somebody asked for attempts now: forget which sites were out of reach."""

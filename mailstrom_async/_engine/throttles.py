@@ -1,13 +1,15 @@
 """Which sites are dead for the moment, and when each of them is probed."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from datetime import datetime
 
 from mailstrom_async._config import RetryPolicy
 from mailstrom_async._engine.attempt import Contact
-from mailstrom_async._engine.site import SiteKey
 from mailstrom_async._policy.congestion import throttled_for
-from mailstrom_async._status import Outcome
+from mailstrom_async._status import Outcome, SiteStatus
+
+SiteKey = Hashable
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,19 @@ class Throttle:
     def holds(self, now: datetime) -> bool:
         # A clock that was set back must not make it hold for longer.
         return self.since <= now < self.until
+
+    def status(self) -> SiteStatus:
+        """How it goes with a site of which nothing else is known."""
+        return SiteStatus(
+            hosts=self.hosts,
+            destinations=(self.destination,),
+            connections=0,
+            connections_allowed=1,
+            waiting=0,
+            throttled_until=self.until,
+            reason=self.why.reason,
+            last_reply=self.why.reply,
+        )
 
     def is_forgotten(self, now: datetime) -> bool:
         """Nobody has probed the site for as long again: there is no mail for it."""

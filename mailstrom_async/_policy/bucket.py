@@ -1,12 +1,15 @@
 """A token bucket: so many messages in so much time."""
 
+import math
 from collections.abc import Container, Hashable
 from datetime import datetime, timedelta
 
 from mailstrom_async._config import Rate
 from mailstrom_async._policy.limits import SiteLimits
 
-A_SECOND = timedelta(seconds=1)
+A_SECOND, A_MICROSECOND = timedelta(seconds=1), timedelta(microseconds=1)
+LONGEST = timedelta(days=1)
+"""Between two messages, if we share the rate with so many that hardly anything is left for us."""
 TIDY_AT = 256
 
 
@@ -17,11 +20,21 @@ class Bucket:
     that is set back moves that time with it; one that jumps ahead can do no more than fill it.
     """
 
-    def __init__(self, rate: Rate, now: datetime) -> None:
-        # Whole microseconds, rounded up: rather a little slower than faster than what a receiver allows.
-        self._each = timedelta(microseconds=max(1, -(-(rate.per // timedelta(microseconds=1)) // rate.messages)))
-        self.burst = rate.burst if rate.burst is not None else max(1, int(rate.messages * (A_SECOND / rate.per)))
+    def __init__(self, rate: Rate, now: datetime, part: float = 1.0) -> None:
+        """
+        Args:
+            rate: What is set.
+            now: When it begins, full.
+            part: How much of the rate is ours.
+        """
+        self._rate = rate
         self._full_at = self._seen_at = now
+        self.burst, self._each = _divided(rate, part)
+
+    def share(self, part: float, now: datetime) -> None:
+        """Only this part of the rate is ours from now on. It goes on empty."""
+        self.burst, self._each = _divided(self._rate, part)
+        self._full_at, self._seen_at = now + self.burst * self._each, now
 
     def left(self, now: datetime) -> int:
         """How many messages may go now."""
@@ -51,6 +64,16 @@ class Bucket:
         return max(self._full_at - now, timedelta(0))
 
 
+def _divided(rate: Rate, part: float) -> tuple[int, timedelta]:
+    """The burst, and the time for each message.
+
+    In whole microseconds, rounded up: rather a little slower than faster than what a receiver allows.
+    """
+    each = min(rate.per / A_MICROSECOND / rate.messages / part, LONGEST / A_MICROSECOND)
+    burst = rate.burst if rate.burst is not None else int(rate.messages * (A_SECOND / rate.per))
+    return max(1, int(burst * part)), math.ceil(each - 1e-6) * A_MICROSECOND
+
+
 class Buckets:
     """The buckets in use: one for each site that has a rate, or one for all the sites of an entry in the settings."""
 
@@ -58,6 +81,7 @@ class Buckets:
         self._own: dict[Hashable, Bucket] = {}
         self._shared: dict[int, Bucket] = {}
         self._tidy_at = TIDY_AT
+        self._part = 1.0
 
     def __len__(self) -> int:
         return len(self._own) + len(self._shared)
@@ -75,8 +99,15 @@ class Buckets:
         if limits.rate is None:
             return None
         if limits.rate_of is not None:
-            return self._shared.setdefault(limits.rate_of, Bucket(limits.rate, now))
+            return self._shared.setdefault(limits.rate_of, Bucket(limits.rate, now, self._part))
         if len(self._own) >= self._tidy_at:
             self._own = {other: held for other, held in self._own.items() if other in in_use or not held.is_full(now)}
             self._tidy_at = max(TIDY_AT, 2 * len(self._own))
-        return self._own.setdefault(key, Bucket(limits.rate, now))
+        return self._own.setdefault(key, Bucket(limits.rate, now, self._part))
+
+    def share(self, part: float, now: datetime) -> None:
+        """Only this part of each rate is ours: others deliver from the same queue."""
+        if part != self._part:
+            self._part = part
+            for bucket in [*self._own.values(), *self._shared.values()]:
+                bucket.share(part, now)

@@ -1,5 +1,6 @@
 """The token bucket."""
 
+import sys
 from datetime import UTC, datetime, timedelta
 
 from hypothesis import given
@@ -116,6 +117,31 @@ def test_a_clock_that_jumps_back_gives_no_tokens(rate, steps):
             gone += 1
 
     assert gone <= forward * rate.messages / rate.per + 1e-6
+
+
+def test_a_rate_that_is_shared_is_divided():
+    """Four mailers that deliver from one queue keep to the rate together."""
+    limits = site_limits(Limits(rate=Rate(messages=20)), "a.example", [])
+    buckets = Buckets()
+    bucket = buckets.of("a", limits, NOW, {})
+    buckets.share(0.25, NOW)
+
+    assert bucket.left(NOW) == 0
+    assert bucket.ready_at(NOW) == NOW + 0.2 * SECOND
+    assert bucket.left(NOW + 9 * SECOND) == 5
+    assert buckets.of("b", limits, NOW, {}).burst == 5
+
+
+def test_a_rate_that_is_shared_with_nobody_knows_how_many_still_moves():
+    """Whoever begins to deliver waits until the others have been counted."""
+    buckets = Buckets()
+    buckets.share(1 / sys.maxsize, NOW)
+    bucket = buckets.of("a", site_limits(Limits(rate=Rate(messages=20)), "a.example", []), NOW, {})
+    bucket.take(NOW)
+    assert bucket.ready_at(NOW) == NOW + timedelta(days=1)
+    buckets.share(1.0, NOW)
+
+    assert bucket.ready_at(NOW) == NOW + 0.05 * SECOND
 
 
 def test_sites_of_one_entry_share_its_bucket_and_others_have_their_own():
