@@ -31,7 +31,7 @@ class Queued(Frozen):
 
 
 class Deferred(Frozen):
-    """Attempted, and to be attempted again."""
+    """Attempted, or held back because its hosts seem dead, and to be attempted again."""
 
     state: Literal["deferred"] = "deferred"
     cause: Cause

@@ -3,8 +3,7 @@
 import asyncio
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -13,13 +12,13 @@ from mailstrom_async._engine.attempt import (
     Contact,
     Unreachable,
     carry,
-    first_transaction,
     open_session,
     worth_another_host,
 )
+from mailstrom_async._engine.bundle import Bundle, Lookahead
 from mailstrom_async._engine.pace import Pace
 from mailstrom_async._engine.throttles import SiteKey, Throttle
-from mailstrom_async._envelope import Delivery, QueuedMessage
+from mailstrom_async._envelope import Delivery
 from mailstrom_async._policy.bucket import Bucket
 from mailstrom_async._policy.congestion import FIRST_SESSIONS, Signal, Window, signal_of
 from mailstrom_async._policy.hosts import Route
@@ -41,18 +40,6 @@ LOST = judge_breakdown(Phase.CONNECT, "local", "the lease ended before it was th
 
 KNOWN_DESTINATIONS = 10
 """Of a site, so many are remembered to be shown."""
-
-
-@dataclass(slots=True)
-class Bundle:
-    """All deliveries of one message that wait at a site: they share transactions."""
-
-    route: Route
-    deliveries: list[Delivery]
-
-    @property
-    def recipients(self) -> list[str]:
-        return [recipient.address for delivery in self.deliveries for recipient in delivery.recipients]
 
 
 class Site:
@@ -436,37 +423,6 @@ class Site:
         ]
         whole = {**dict.fromkeys(bundle.recipients, STOPPED_BEFORE), **outcomes}
         self._settle(Bundle(bundle.route, begun), whole, started_at, session)
-
-
-class Lookahead:
-    """The bundle that a session will carry next, if its envelope went out with the end of the content before."""
-
-    def __init__(self, site: Site) -> None:
-        self._site = site
-        self._bundle: Bundle | None = None
-
-    def __bool__(self) -> bool:
-        return self._bundle is not None
-
-    def reserve(self, session: Session) -> tuple[QueuedMessage, Sequence[str]] | None:
-        """Bind the next bundle to the session, if there is one to spare."""
-        if not self._site.may_look_ahead(session):
-            return None
-        self._bundle = self._site.take()
-        if self._bundle is None:
-            return None
-        message, at_once = self._bundle.deliveries[0].message, self._site.limits.recipients_per_transaction
-        return first_transaction(message, self._bundle.recipients, at_once)
-
-    def take(self) -> Bundle | None:
-        bundle, self._bundle = self._bundle, None
-        return bundle
-
-    def give_back(self) -> None:
-        """The session is over: another one may carry it."""
-        bundle = self.take()
-        if bundle is not None:
-            self._site.put_back(bundle)
 
 
 def contact_of(session: Session, outcomes: Mapping[str, Outcome]) -> Contact:
