@@ -1,7 +1,7 @@
 """A message as the store holds it and the wire carries it."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Literal, NamedTuple, cast, get_args
 
@@ -109,6 +109,16 @@ class QueuedMessage:
         if made is None:
             made = self.__dict__["_stuffed"] = _stuff(self.content) + self._end
         return cast(bytes, made)
+
+    @property
+    def in_utf8(self) -> "QueuedMessage":
+        """The same for recipients whose addresses need SMTPUTF8, if the message itself does not; made once, too."""
+        if self.smtputf8:
+            return self
+        made = self.__dict__.get("_in_utf8")
+        if made is None:
+            made = self.__dict__["_in_utf8"] = replace(self, smtputf8=True)
+        return cast(QueuedMessage, made)
 
     @property
     def _end(self) -> bytes:

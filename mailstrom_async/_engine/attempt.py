@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from mailstrom_async._envelope import QueuedMessage
 from mailstrom_async._policy.replies import CLOSING
@@ -152,7 +152,7 @@ def first_transaction(
     if message.smtputf8 or all(map(str.isascii, recipients)):
         return message, recipients[:at_once]
     plain = [recipient for recipient in recipients if recipient.isascii()]
-    return (message, plain[:at_once]) if plain else (replace(message, smtputf8=True), recipients[:at_once])
+    return (message, plain[:at_once]) if plain else (message.in_utf8, recipients[:at_once])
 
 
 def _without(recipients: Sequence[str], batch: Sequence[str]) -> Sequence[str]:

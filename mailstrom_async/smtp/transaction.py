@@ -99,6 +99,8 @@ class Transaction:
             untouched = reused and self._before_mail(broken)
             breakdown = self._breakdown(broken)
             self._wire.abort()
+        finally:
+            del self._message  # a session keeps its last transaction while it idles, and the content may be large
         return TransactionResult(
             decided=ledger.decided,
             breakdown=None if ledger.settles_all else breakdown,
