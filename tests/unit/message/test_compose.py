@@ -37,14 +37,14 @@ def test_a_simple_email_is_a_simple_message():
         b"To: Ada <ada@example.net>\r\n"
         b"Subject: Welcome\r\n"
         b"Date: Fri, 02 Jan 2026 03:04:05 +0000\r\n"
-        b"Message-ID: <t0ken@mail.example.org>\r\n"
+        b"Message-ID: <19b7ca98c88.t0ken@mail.example.org>\r\n"
         b"MIME-Version: 1.0\r\n"
         b'Content-Type: text/plain; charset="us-ascii"\r\n'
         b"Content-Transfer-Encoding: 7bit\r\n"
         b"\r\n"
         b"Hello Ada\r\n"
     )
-    assert prepared.message_id == "t0ken@mail.example.org"
+    assert prepared.message_id == "19b7ca98c88.t0ken@mail.example.org"
     assert (prepared.sender, prepared.recipients) == ("app@example.org", ("ada@example.net",))
     assert (prepared.smtputf8, prepared.eight_bit) == (False, False)
 

@@ -49,7 +49,7 @@ def test_what_is_missing_is_added_behind_the_header():
 
     assert prepared.content == (
         b"From: a@example.org\r\nTo: b@example.net\r\n"
-        b"Message-ID: <t0ken@mail.example.org>\r\nDate: Fri, 02 Jan 2026 03:04:05 +0000\r\n\r\nHello\r\n"
+        b"Message-ID: <19b7ca98c88.t0ken@mail.example.org>\r\nDate: Fri, 02 Jan 2026 03:04:05 +0000\r\n\r\nHello\r\n"
     )
 
 

@@ -94,3 +94,13 @@ def test_references_are_taken_in_any_form():
     assert referred_ids(place, ["a@b", "<c@d> e@f"]) == ["<a@b>", "<c@d>", "<e@f>"]
     with pytest.raises(InvalidEmail, match="references: "):
         referred_ids(place, "a@b,<c@d>\x0b")
+
+
+def test_message_ids_that_are_made_later_come_later():
+    """Row E1: so that a store with a million of them writes new ones side by side."""
+    made = [
+        Stamp(STAMP.now + timedelta(milliseconds=later), token, STAMP.helo_name).message_id
+        for later, token in enumerate(["f00", "123", "0ab", "999"])
+    ]
+
+    assert made == sorted(made)
