@@ -30,18 +30,20 @@ class SQLiteStorage:
     Several processes of one machine may open the same file, such as the workers of a web server. One of them owns it:
     it alone has the file open in SQLite, and it alone delivers. The others hand their mail and their questions to it
     over a Unix socket beside the file, and share its commits. When it ends or dies, another one takes over, in less
-    than two seconds. So there is never more than one connection that writes, and the fault in SQLite up to 3.51.2 that
-    can damage a file under several of them (sqlite.org/wal.html#walresetbug) has no occasion. Give all of them the same
-    `Config`, for whichever delivers does it by its own. A process that does not deliver (`deliver=False`, or paused)
-    leaves the file to one that does. What the others do is seen in `query_status` and `wait`; `events` tells only of
-    what this process itself queued, delivered or cancelled.
+    than two seconds. Give all of them the same `Config`, for whichever delivers does it by its own. A process that does
+    not deliver (`deliver=False`, or paused) leaves the file to one that does. What the others do is seen in
+    `query_status` and `wait`; `events` tells only of what this process itself queued, delivered or cancelled.
+
+    Connections of callers may write into the file as well: tables of their own, and, with `send_email(connection=...)`,
+    mail into their own transactions. While one of those is open, everybody else who writes waits, for five seconds,
+    and then gets a StorageError. The fault in SQLite up to 3.51.2 that can damage a file which several connections
+    write (sqlite.org/wal.html#walresetbug) has no occasion while a store has it open: see _sqlite_guard.py.
 
     While the file changes hands, calls wait. A call whose answer was lost is made again, and stores nothing twice. If
     nobody answers for about ten seconds it raises StorageError, which says so if it may have been done.
 
     Beside the file lie `<path>.lock`, which stays, `<path>.sock`, and while it is open `<path>-wal` and `<path>-shm`,
-    which belong to it: copy a store only while it is closed, or with SQLite's own backup. Other programs may read the
-    file meanwhile; none may write it.
+    which belong to it: copy a store only while it is closed, or with SQLite's own backup.
 
     Args:
         path: The file, on a local disk; made when the store is first opened, readable for its owner only. Whoever may

@@ -1,6 +1,8 @@
 """The scripts of examples/, run as their first lines say."""
 
 import re
+import sqlite3
+from contextlib import closing
 
 import pytest
 
@@ -72,6 +74,17 @@ async def test_a_relay_that_refuses_the_login_defers(run):
     assert "worker: degraded" in out
     assert "deferred: " in out
     assert "wrong" not in out
+
+
+async def test_an_order_that_is_rolled_back_sends_no_mail(run, internet, tmp_path):
+    """outbox_sqlite.py: one order and one mail are there in the end, both of the same transaction."""
+    status, out = await run(f"{EXAMPLES}/outbox_sqlite.py", "ada@example.net")
+
+    assert (status, out) == (0, "tea: ordered, its mail is delivered\na yacht: not ordered, and no mail\n")
+    (received,) = internet.exchangers["mx.example.net"].messages
+    assert received.email["Subject"] == "Your order 1"
+    with closing(sqlite3.connect(tmp_path / "mail.db")) as connection:
+        assert connection.execute("SELECT article FROM orders").fetchall() == [("tea",)]
 
 
 async def test_failures_are_watched(run):
