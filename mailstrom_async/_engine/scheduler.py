@@ -19,7 +19,8 @@ logger = logging.getLogger("mailstrom_async")
 HEAP_CAPACITY = 10_000
 REFILL = 2_000
 """Deliveries read at once. More would only be read again: a backlog of one destination does not fit into its line."""
-READY_CAPACITY = 10_000
+READY_CAPACITY = 20_000
+"""Due deliveries that wait here for their claim: a few hundred bytes each."""
 CLAIMED_AT_MOST = 1_000
 CLAIM_BATCH = 100
 BUSY = 32

@@ -144,7 +144,7 @@ class ReadyLines:
     def take_left_out(self) -> bool:
         """Whether deliveries were left to the store whose line has room again; asks for a refill, once."""
         roomy = {
-            destination for destination in self._left_out if len(self._lines.get(destination, ())) <= self._longest // 2
+            destination for destination in self._left_out if len(self._lines.get(destination, ())) <= self._longest // 4
         }
         self._left_out -= roomy
         return bool(roomy)

@@ -93,7 +93,7 @@ def test_what_finds_its_line_full_is_left_to_the_store_and_asked_for_when_there_
 
     assert len(lines) == 4
     assert not lines.take_left_out()
-    lines.take(2, MUCH)
+    lines.take(3, MUCH)
     assert lines.take_left_out()
     assert not lines.take_left_out()
 
