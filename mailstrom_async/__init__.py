@@ -16,121 +16,28 @@ The way of a message, and where to read it:
 5. The outcomes are settled into results (`_queue/recipient.py`) and recorded; deferred ones are due again later.
 """
 
-from mailstrom_async._config import (
-    Config,
-    DirectDelivery,
-    DKIMKey,
-    Limits,
-    LimitsFor,
-    Rate,
-    RelayDelivery,
-    RetryPolicy,
-    Timeouts,
-)
-from mailstrom_async._email import Attachment, Email
-from mailstrom_async._envelope import Lane, PreparedEmail
-from mailstrom_async._errors import (
-    AlreadyQueued,
-    DKIMKeyError,
-    InvalidEmail,
-    MailerStateError,
-    MailstromError,
-    MessageNotFound,
-    QueueFull,
-    ResolutionFailed,
-    ResolverError,
-    StorageError,
-    StorageIncompatible,
-    StorageInUse,
-    UnusableConnection,
-)
-from mailstrom_async._events import (
-    Event,
-    EventsLost,
-    MessageCompleted,
-    MessageQueued,
-    RecipientDeferred,
-    RecipientDelivered,
-    RecipientFailed,
-    WorkerStatusChanged,
-)
-from mailstrom_async._mailer import Mailstrom
-from mailstrom_async._message.bulk import bulk_problems
-from mailstrom_async._reply import Reply
-from mailstrom_async._status import (
-    Attempt,
-    Deferred,
-    Delivered,
-    DeliveryResult,
-    Failed,
-    MessageStatus,
-    Outcome,
-    Queued,
-    RecipientStatus,
-    SiteStatus,
-    TLSFacts,
-    WorkerStatus,
-)
-from mailstrom_async.storage import MemoryStorage, SQLiteStorage, Storage
+import importlib
+import typing
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "AlreadyQueued",
-    "Attachment",
-    "Attempt",
-    "Config",
-    "DKIMKey",
-    "DKIMKeyError",
-    "Deferred",
-    "Delivered",
-    "DeliveryResult",
-    "DirectDelivery",
-    "Email",
-    "Event",
-    "EventsLost",
-    "Failed",
-    "InvalidEmail",
-    "Lane",
-    "Limits",
-    "LimitsFor",
-    "MailerStateError",
-    "Mailstrom",
-    "MailstromError",
-    "MemoryStorage",
-    "MessageCompleted",
-    "MessageNotFound",
-    "MessageQueued",
-    "MessageStatus",
-    "Outcome",
-    "PreparedEmail",
-    "QueueFull",
-    "Queued",
-    "Rate",
-    "RecipientDeferred",
-    "RecipientDelivered",
-    "RecipientFailed",
-    "RecipientStatus",
-    "RelayDelivery",
-    "Reply",
-    "ResolutionFailed",
-    "ResolverError",
-    "RetryPolicy",
-    "SQLiteStorage",
-    "SiteStatus",
-    "Storage",
-    "StorageError",
-    "StorageInUse",
-    "StorageIncompatible",
-    "TLSFacts",
-    "Timeouts",
-    "UnusableConnection",
-    "WorkerStatus",
-    "WorkerStatusChanged",
-    "bulk_problems",
-]
+if typing.TYPE_CHECKING:
+    from mailstrom_async._public import *  # noqa: F403 - as it is at run time
+else:
 
-# Reprs, tracebacks and pickles name what users import, not the room where it lies.
-for _name in __all__:
-    if isinstance(globals()[_name], type):
-        globals()[_name].__module__ = __name__
+    def __getattr__(name):
+        """All the public names, when the first of them is wanted (PEP 562).
+
+        Whoever needs only a room of ours, such as `mailstrom_async.testing` or the command line's help, does not wait
+        for the others.
+        """
+        if name.startswith("_") and name != "__all__":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        public = vars(importlib.import_module("mailstrom_async._public"))
+        globals().update({each: public[each] for each in ["__all__", *public["__all__"]]})
+        if name not in globals():  # also the rooms that were entered by that, such as `storage`
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return globals()[name]
+
+    def __dir__():
+        return sorted({*globals(), *__getattr__("__all__")})

@@ -1,10 +1,60 @@
 """The base of all public models: frozen, and strict about names."""
 
-from pydantic import BaseModel, ConfigDict
+import ast
+import inspect
+import sys
+from functools import cache
+from itertools import pairwise
+from typing import ClassVar
+
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 
 class Frozen(BaseModel):
     """An immutable model in which an unknown field is an error rather than silently ignored."""
 
     # The input would be quoted in errors, and they end up in logs: it may hold passwords, bodies and hidden recipients.
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    _module: ClassVar[str]
+    """Where it was written; `__module__` says where users import it from."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: object) -> None:
+        cls._module = cls.__module__
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """With the docstrings of the fields as descriptions.
+
+        What pydantic has for that, `use_attribute_docstrings`, reads the source of every model when it is imported,
+        which took as long as all the rest of our models; few programs ask for a schema.
+        """
+        schema = handler(core_schema)
+        properties = handler.resolve_ref_schema(schema).get("properties", {})
+        ours = [base for base in cls.__mro__ if issubclass(base, Frozen) and base is not Frozen]
+        for base in ours:
+            for name, text in _docstrings(base._module, base.__qualname__).items():
+                field = cls.model_fields[name]
+                for key in {name, field.alias, field.serialization_alias} & properties.keys():
+                    properties[key].setdefault("description", text)
+        return schema
+
+
+@cache
+def _docstrings(module: str, model: str) -> dict[str, str]:
+    """The text behind each field of a class; none where there is no source."""
+    try:
+        source = ast.parse(inspect.getsource(sys.modules[module]))
+    except (OSError, KeyError):
+        return {}
+    return {
+        field.target.id: inspect.cleandoc(text.value.value)
+        for definition in source.body
+        if isinstance(definition, ast.ClassDef) and definition.name == model
+        for field, text in pairwise(definition.body)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant) and isinstance(text.value.value, str)
+    }

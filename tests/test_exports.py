@@ -1,6 +1,9 @@
 """What `import mailstrom_async` gives, and how it calls itself."""
 
+import ast
 import pickle
+import subprocess
+import sys
 import types
 from datetime import UTC, datetime
 
@@ -68,6 +71,22 @@ def test_all_is_what_is_public(package):
 
     assert set(package.__all__) == public
     assert len(package.__all__) == len(public)
+
+
+def test_the_import_alone_loads_nothing():
+    """What is not wanted costs no start: neither pydantic nor email_validator nor the engine is loaded by it."""
+    program = "import sys, mailstrom_async; print([name for name in sys.modules if '.' in name or name == 'pydantic'])"
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+
+    loaded = ast.literal_eval(told.stdout)
+    assert not [name for name in loaded if name.startswith(("mailstrom_async.", "pydantic", "email_validator"))]
+
+
+def test_what_does_not_exist_is_said_as_ever():
+    with pytest.raises(AttributeError, match="module 'mailstrom_async' has no attribute 'Mailstorm'"):
+        _ = mailstrom_async.Mailstorm
+
+    assert set(mailstrom_async.__all__) <= set(dir(mailstrom_async))
 
 
 @pytest.mark.parametrize("name", mailstrom_async.__all__)

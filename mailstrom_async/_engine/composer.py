@@ -12,6 +12,7 @@ from mailstrom_async._email import Email
 from mailstrom_async._engine.signing import SigningPool
 from mailstrom_async._envelope import LANES, Lane, PreparedEmail
 from mailstrom_async._errors import InvalidEmail
+from mailstrom_async._message.addresses import load_validator
 from mailstrom_async._message.compose import Envelope, compose, domains_of, size_of
 from mailstrom_async._message.dkim_keys import load_signers
 from mailstrom_async._message.ids import Stamp
@@ -41,6 +42,7 @@ class Composer:
 
     async def open(self) -> None:
         """Raises DKIMKeyError."""
+        load_validator()  # the first mail shall not hold the event loop up for it
         self._tokens = Tokens()  # what was left of an earlier life is known to the forks of this process, too
         if self._config.dkim:
             self._signing = SigningPool(await asyncio.to_thread(load_signers, self._config.dkim))

@@ -6,18 +6,19 @@ deliver to somebody else than the text names (CVE-2023-27043).
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 from itertools import groupby
 from operator import attrgetter
-from typing import NamedTuple
-
-from email_validator import EmailNotValidError, EmailSyntaxError, validate_email
+from typing import TYPE_CHECKING, NamedTuple
 
 from mailstrom_async._errors import InvalidEmail
 from mailstrom_async._message.place import Place
 from mailstrom_async._message.words import check_text, decode_words
+
+if TYPE_CHECKING:
+    from email_validator import ValidatedEmail
 
 LOCAL_PART_LIMIT = 64
 """Octets (RFC 5321 section 4.5.3.1.1)."""
@@ -317,7 +318,7 @@ def _mailbox(place: Place, name: str, local: str, domain: str, written: str, dom
         _check_domain(domain, domains)
         if _DOT_ATOM.fullmatch(local) is None:
             local = _wire_local(local)
-    except EmailNotValidError as error:
+    except ValueError as error:  # ours below, or email_validator's
         raise place.error(f"{place.quote(written)} is not an address mail can be sent to: {error}") from None
     mailbox = Mailbox(name, local, domain, written)
     if len(local.encode()) > LOCAL_PART_LIMIT or len(mailbox.address.encode()) > ADDRESS_LIMIT:
@@ -331,12 +332,20 @@ def _mailbox(place: Place, name: str, local: str, domain: str, written: str, dom
 def _check_domain(domain: str, domains: Domains) -> None:
     if domain.startswith("["):
         if not domains.literals:
-            raise EmailSyntaxError("A bracketed IP address is taken only with Config.allow_address_literals.")
+            raise ValueError("A bracketed IP address is taken only with Config.allow_address_literals.")
     elif "." not in domain and not domains.dotless:
-        raise EmailSyntaxError(
+        raise ValueError(
             "The domain has no dot; write all of it, such as example.net. A host of your own network is taken only "
             "with Config.allow_dotless_domains."
         )
+
+
+def load_validator() -> "Callable[..., ValidatedEmail]":
+    """email_validator's function. It compiles its patterns for 20 ms when it is imported, and who only reads a status,
+    or asks a command line for help, has no address to check."""
+    from email_validator import validate_email
+
+    return validate_email
 
 
 @lru_cache(maxsize=4096)
@@ -350,9 +359,9 @@ def _wire_domain(domain: str) -> str:
     if domain.lower() == "localhost":
         return "localhost"
     if _NUMBER.fullmatch(domain) is not None:
-        raise EmailSyntaxError("The domain is a number, which much software takes for an IP address.")
+        raise ValueError("The domain is a number, which much software takes for an IP address.")
     several_labels = _DOT.search(domain) is not None
-    return validate_email(
+    return load_validator()(
         f"x@{domain}", check_deliverability=False, test_environment=True, globally_deliverable=several_labels
     ).ascii_domain
 
@@ -368,13 +377,13 @@ def _wire_literal(literal: str) -> str:
             return f"[{IPv4Address(text)}]"
     except ValueError:
         pass  # nor is it one of the two
-    raise EmailSyntaxError("In brackets only [192.0.2.1] or [IPv6:2001:db8::1] can stand.")
+    raise ValueError("In brackets only [192.0.2.1] or [IPv6:2001:db8::1] can stand.")
 
 
 def _wire_local(local: str) -> str:
     """A local part that is quoted or not ASCII, otherwise unchanged: what it means is up to its host (RFC 5321
     section 2.4)."""
-    validate_email(f"{local}@example.org", check_deliverability=False, allow_quoted_local=True)
+    load_validator()(f"{local}@example.org", check_deliverability=False, allow_quoted_local=True)
     return unicodedata.normalize("NFC", local)
 
 

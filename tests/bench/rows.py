@@ -175,7 +175,12 @@ GROUPS = [
                 must=60,
                 aim=30,
                 unit="ms",
-            )
+            ),
+            Row(
+                "... and of Config, Email, Mailstrom and SQLiteStorage from it",
+                Figure("import", "names_ms"),
+                unit="ms",
+            ),
         ],
     ),
     Group(
