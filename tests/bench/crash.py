@@ -1,13 +1,14 @@
-"""Several processes accept and deliver over one SQLite file, and are killed at random. What does the queue lose?
+"""Several processes accept and deliver over one queue, and are killed at random. What does the queue lose?
 
-To run:   python tests/bench/crash.py --kills 100 [--seed N]
+To run:   python tests/bench/crash.py --kills 100 [--processes 4] [--seed N]           # one SQLite file
+          python tests/bench/crash.py --kills 100 --dsn postgresql://...               # an empty database
 It prints: what was accepted, delivered and killed, how long others took to take over, and each violation of what
 delivery promises. Exit status 1 if there is one.
 
-Each worker is a process with a mailer of its own; all have the same file. It sends, writes down what it was told,
-and asks for the status of what it sent before. At random moments one, two or all of them get SIGKILL, the owner of the
-file as often as the others, and are started again. The sink, which lives on, takes everything, but for a few that it
-defers. In the end everything is delivered, and then sets are compared: what callers were told, what the sink took,
+Each worker is a process with a mailer of its own; all have the same queue. It sends, writes down what it was told,
+and asks for the status of what it sent before. At random moments one, two or all of them get SIGKILL, the owner of a
+file more often than the others, and are started again. The sink, which lives on, takes everything, but for a few that
+it defers. In the end everything is delivered, and then sets are compared: what callers were told, what the sink took,
 what the store says.
 """
 
@@ -38,14 +39,16 @@ from mailstrom_async import (
     RelayDelivery,
     RetryPolicy,
     SQLiteStorage,
+    Storage,
 )
 from mailstrom_async.testing import SMTPServer
 
-PROCESSES = 4
 CALLERS = 4
 """In each process."""
 BREATH = 0.02
 """Seconds that a caller rests between two mails, so that delivery keeps up."""
+LEASE = timedelta(seconds=2)
+"""Of claims in PostgreSQL. In a file they end with the owner."""
 RANKS = {"queued": 0, "deferred": 1, "delivered": 2, "failed": 3}
 
 
@@ -54,13 +57,53 @@ def config(port: int) -> Config:
         helo_name="crash.example.org",
         delivery=RelayDelivery(host="127.0.0.1", port=port, security="none"),
         retry=RetryPolicy(base_delay=timedelta(seconds=0.2), factor=1, jitter=0.1),
+        lease=LEASE,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the queue is: the path of a file, or a DSN."""
+
+    where: str
+
+    @property
+    def is_file(self) -> bool:
+        return "://" not in self.where
+
+    def storage(self) -> Storage:
+        if self.is_file:
+            return SQLiteStorage(self.where)
+        from mailstrom_async.storage.postgres import PostgresStorage
+
+        return PostgresStorage(self.where)
+
+    def owner(self) -> int | None:
+        """The process that owns the file."""
+        try:
+            return int(Path(self.where + ".lock").read_text()) if self.is_file else None
+        except (OSError, ValueError):
+            return None
+
+    async def look(self) -> tuple[list[str], str]:
+        """The Message-IDs that are stored, and what is damaged."""
+        if not self.is_file:
+            import asyncpg
+
+            database = await asyncpg.connect(self.where)
+            try:
+                return [row[0] for row in await database.fetch("SELECT message_id FROM mailstrom.messages")], "ok"
+            finally:
+                await database.close()
+        with closing(sqlite3.connect(f"{Path(self.where).as_uri()}?mode=ro", uri=True)) as connection:
+            stored = [row[0] for row in connection.execute("SELECT message_id FROM messages")]
+            return stored, connection.execute("PRAGMA integrity_check").fetchone()[0]
 
 
 # A worker.
 
 
-async def work(path: Path, port: int) -> None:
+async def work(place: Place, port: int) -> None:
     """Send and ask until standard input ends; write down what was heard, a line of JSON each."""
     sent: list[str] = []
     stop = asyncio.Event()
@@ -80,7 +123,7 @@ async def work(path: Path, port: int) -> None:
                 _say("error", f"{type(error).__name__}: {error}")
             await asyncio.sleep(BREATH * chance.uniform(0.5, 1.5))
 
-    async with Mailstrom(config(port), SQLiteStorage(path)) as mailer, asyncio.TaskGroup() as group:
+    async with Mailstrom(config(port), place.storage()) as mailer, asyncio.TaskGroup() as group:
         for _ in range(CALLERS):
             group.create_task(call(mailer, random.Random()))
 
@@ -142,7 +185,7 @@ def violations(found: Findings) -> list[str]:
         if went_back([*found.seen.get(message_id, ()), last]):
             broken.append(f"{message_id}: its state or its attempts went backwards (I11)")
     if found.damage != "ok":
-        broken.append(f"the file is damaged: {found.damage}")
+        broken.append(f"the store is damaged: {found.damage}")
     return broken
 
 
@@ -167,8 +210,8 @@ def went_back(seen: Iterable[Seen]) -> bool:
 class Worker:
     """One process, started again whenever it was killed."""
 
-    def __init__(self, path: Path, port: int, found: Findings) -> None:
-        self._command = [sys.executable, __file__, "--worker", str(path), str(port)]
+    def __init__(self, place: Place, port: int, found: Findings) -> None:
+        self._command = [sys.executable, __file__, "--worker", place.where, str(port)]
         self._found = found
         self.accepted_at = 0.0
 
@@ -205,18 +248,15 @@ class Worker:
                 self._found.errors.append(words[0])
 
 
-def owner_among(workers: list[Worker], path: Path) -> Worker | None:
-    try:
-        pid = int(path.with_name(path.name + ".lock").read_text())
-    except (OSError, ValueError):
-        return None
+def owner_among(workers: list[Worker], place: Place) -> Worker | None:
+    pid = place.owner()
     return next((worker for worker in workers if worker.process.pid == pid), None)
 
 
-def numbers(chance: random.Random) -> Iterator[int]:
+def numbers(chance: random.Random, processes: int) -> Iterator[int]:
     """How many are killed each time: one, two and all, each as often."""
     while True:
-        yield from chance.sample((1, 2, PROCESSES), 3)
+        yield from chance.sample(sorted({1, min(2, processes), processes}), len({1, min(2, processes), processes}))
 
 
 def victims(workers: list[Worker], count: int, owner: Worker | None, chance: random.Random) -> list[Worker]:
@@ -238,6 +278,7 @@ async def accepting_again(workers: list[Worker], since: float, patience: float =
 
 @dataclass(slots=True)
 class Report:
+    processes: int
     kills: int = 0
     rounds: int = 0
     owners: int = 0
@@ -250,29 +291,27 @@ def temper(chance: random.Random) -> Callable[[object], str | None]:
     return lambda _: "451 4.3.0 not now" if chance.random() < 0.05 else None
 
 
-async def run(path: Path, kills: int, chance: random.Random) -> tuple[Report, Findings]:
-    report, found = Report(), Findings()
+async def run(place: Place, processes: int, kills: int, chance: random.Random) -> tuple[Report, Findings]:
+    report, found = Report(processes), Findings()
     began = time.monotonic()
     async with SMTPServer({"RCPT": temper(chance)}) as sink:
-        workers = [Worker(path, sink.port, found) for _ in range(PROCESSES)]
+        workers = [Worker(place, sink.port, found) for _ in range(processes)]
         await asyncio.gather(*(worker.start() for worker in workers))
         await accepting_again(workers, began)
-        counts = numbers(chance)
+        counts = numbers(chance, processes)
         while report.kills < kills:
             await accepting_again(workers, time.monotonic())
             await asyncio.sleep(chance.uniform(0.0, 1.0))
-            owner = owner_among(workers, path)
+            owner = owner_among(workers, place)
             await _kill(victims(workers, next(counts), owner, chance), workers, owner, report)
         await accepting_again(workers, time.monotonic())
         for worker in workers:  # one after the other: the last ones take over from the first
             assert await worker.stop() == 0, "a worker failed; see its messages above"
-        async with Mailstrom(config(sink.port), SQLiteStorage(path)) as mailer:
+        async with Mailstrom(config(sink.port), place.storage()) as mailer:
             async with asyncio.timeout(120):
                 while await mailer.query_recent(limit=1):  # noqa: ASYNC110 - nothing tells of all of them
                     await asyncio.sleep(0.1)
-            await _ask(mailer, sink, path, found)
-    with closing(sqlite3.connect(path)) as connection:
-        found.damage = connection.execute("PRAGMA integrity_check").fetchone()[0]
+            await _ask(mailer, sink, place, found)
     report.seconds = time.monotonic() - began
     return report, found
 
@@ -289,9 +328,8 @@ async def _kill(chosen: list[Worker], workers: list[Worker], owner: Worker | Non
     await asyncio.gather(*(worker.start() for worker in chosen))
 
 
-async def _ask(mailer: Mailstrom, sink: SMTPServer, path: Path, found: Findings) -> None:
-    with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
-        stored = [row[0] for row in connection.execute("SELECT message_id FROM messages")]
+async def _ask(mailer: Mailstrom, sink: SMTPServer, place: Place, found: Findings) -> None:
+    stored, found.damage = await place.look()
     for message_id in stored:
         found.statuses[message_id] = await mailer.query_status(message_id)
         found.attempts[message_id] = await mailer.query_attempts(message_id)
@@ -302,8 +340,8 @@ def show(report: Report, found: Findings, broken: list[str]) -> None:
     takeovers = sorted(report.takeovers)
     duplicates = sum(count - 1 for count in found.taken.values())
     rows = {
-        "processes": PROCESSES,
-        "kills": f"{report.kills} in {report.rounds} rounds, {report.owners} of the owner",
+        "processes": report.processes,
+        "kills": f"{report.kills} in {report.rounds} rounds" + f", {report.owners} of the owner" * bool(report.owners),
         "seconds": f"{report.seconds:.0f}",
         "accepted, and told so": len(found.told),
         "in the store": len(found.statuses),
@@ -325,16 +363,19 @@ def show(report: Report, found: Findings, broken: list[str]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=100, help="how many processes to kill, at least")
+    parser.add_argument("--processes", type=int, default=4)
+    parser.add_argument("--dsn", help="of a PostgreSQL database that has no queue yet, in place of a SQLite file")
     parser.add_argument("--seed", type=int, default=None)
-    parser.add_argument("--worker", nargs=2, metavar=("FILE", "PORT"), help=argparse.SUPPRESS)
+    parser.add_argument("--worker", nargs=2, metavar=("PLACE", "PORT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        asyncio.run(work(Path(options.worker[0]), int(options.worker[1])))
+        asyncio.run(work(Place(options.worker[0]), int(options.worker[1])))
         return 0
     seed = random.randrange(10**6) if options.seed is None else options.seed
     print(f"seed {seed}")
     with tempfile.TemporaryDirectory() as folder:
-        report, found = asyncio.run(run(Path(folder) / "mail.db", options.kills, random.Random(seed)))
+        place = Place(options.dsn or str(Path(folder) / "mail.db"))
+        report, found = asyncio.run(run(place, options.processes, options.kills, random.Random(seed)))
     broken = violations(found)
     show(report, found, broken)
     return 1 if broken else 0
