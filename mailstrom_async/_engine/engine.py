@@ -23,7 +23,7 @@ from mailstrom_async._engine.sites import Sites
 from mailstrom_async._envelope import Delivery, Due
 from mailstrom_async._errors import StorageError
 from mailstrom_async._events import Event, MessageCompleted, RecipientDeferred, RecipientDelivered, RecipientFailed
-from mailstrom_async._queue.retry import has_expired
+from mailstrom_async._queue.retry import has_expired, longest_wait
 from mailstrom_async._status import Failed, SiteStatus
 from mailstrom_async.dns.base import Resolver
 from mailstrom_async.smtp.base import Connector
@@ -166,7 +166,14 @@ class Engine:
                 self._claims.is_lost,
             )
             self._portion_changed()
-            self._scheduler = Scheduler(self._storage, self._clock, self._claims, self._health, self._dispatch)
+            self._scheduler = Scheduler(
+                self._storage,
+                self._clock,
+                self._claims,
+                self._health,
+                self._dispatch,
+                longest_wait=longest_wait(self._config.retry),
+            )
             scheduled = anyio.Event()
             group.start_soon(_run, self._scheduler.run, scheduled)
             await self._stop_asked.wait()

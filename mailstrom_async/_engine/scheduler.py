@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from mailstrom_async._clock import Clock
 from mailstrom_async._engine.claims import Claims
@@ -27,6 +27,8 @@ BUSY = 32
 PACE = 0.003
 """Seconds between two claims while so many deliveries are under way: one claim of twenty costs little more than one of
 one, and nobody runs dry meanwhile."""
+STEP_BACK = timedelta(seconds=1)
+"""What a clock may go back without notice: less harms nothing."""
 PATIENCE = timedelta(seconds=1)
 """Between two tries to read a store that does not answer."""
 LOOK_EVERY = timedelta(seconds=5)
@@ -49,16 +51,20 @@ class Scheduler:
         claims: Claims,
         health: Health,
         dispatch: Callable[[Sequence[Delivery]], None],
+        *,
+        longest_wait: timedelta,
     ) -> None:
         self._storage = storage
         self._clock = clock
         self._claims = claims
         self._health = health
         self._dispatch = dispatch
+        self._longest_wait = longest_wait
         self._heap = DelayHeap(HEAP_CAPACITY)
         self._lines = ReadyLines(Share(all=READY_CAPACITY))
         self._wake = asyncio.Event()
         self._stopping = False
+        self._latest = datetime.max.replace(tzinfo=UTC)  # the clock may have been set back while nobody looked
         self._refill_wanted = True
         self._look_wanted = False
         self._look_at = clock.now() + LOOK_EVERY if storage.shared else None
@@ -143,6 +149,7 @@ class Scheduler:
         if self._stopping or self._health.ails("store"):
             return False
         now = self._clock.now()
+        await self._mind_setback(now)
         if self._lines.take_left_out() or self._heap.wants_refill or self._refill_wanted:
             await self._refill(REFILL)
         elif self._look_wanted or self._must_look(now):
@@ -166,11 +173,23 @@ class Scheduler:
         for entry in entries:
             if entry.delivery_id not in claimed:
                 self._lines.finished(entry.destination, well=None)
-                if entry.due_at > now:  # the clock was set back while it waited for its turn
-                    self._heap.push([entry])
+                if entry.due_at > now:  # the clock was set back while it waited for its turn: it may be due at any time
+                    self._refill_wanted = True
         if deliveries:
             self._dispatch(deliveries)
         return True
+
+    async def _mind_setback(self, now: datetime) -> None:
+        """If the clock was set back, times that were to come soon are far away, and not to be waited for (row C16)."""
+        if now >= self._latest - STEP_BACK:
+            self._latest = now
+            return
+        changed = await self._storage.bring_forward(now, self._longest_wait)
+        if changed:
+            logger.warning("the clock was set back: %d deliveries need not wait until it is there again", changed)
+        self._latest = now
+        self._heap = DelayHeap(HEAP_CAPACITY)  # what was known here is older than that
+        self._refill_wanted = True
 
     async def _refill(self, count: int) -> None:
         # What waits in the lines is unclaimed as well, so the store names it again: ask for so many more. A shared one

@@ -5,6 +5,9 @@ from datetime import datetime, timedelta
 from mailstrom_async._config import RetryPolicy
 from mailstrom_async._envelope import Delivery
 
+LIFETIME = timedelta(days=36_500)
+"""Of a person: dates that are later may not exist."""
+
 
 def next_due(policy: RetryPolicy, *, attempt: int, now: datetime, expires_at: datetime, chance: float) -> datetime:
     """When a delivery is attempted again that was deferred (RFC 5321 section 4.5.4.1).
@@ -21,6 +24,24 @@ def next_due(policy: RetryPolicy, *, attempt: int, now: datetime, expires_at: da
     growth *= 1 + policy.jitter * (2 * chance - 1)
     left = max(expires_at - now, timedelta(0))
     return now + (left if growth >= left / policy.base_delay else policy.base_delay * growth)
+
+
+def longest_wait(policy: RetryPolicy) -> timedelta:
+    """No retry waits longer. What seems to was planned before the clock was set back (row C16)."""
+    return min(policy.max_delay, LIFETIME) * (1 + policy.jitter)
+
+
+def due_after_setback(
+    due_at: datetime, *, queued_at: datetime, attempted: bool, now: datetime, longest: timedelta
+) -> datetime:
+    """When a waiting delivery is due, after the clock may have been set back.
+
+    What was due when it was accepted is due now. A retry waits no longer than any may; those that would all wait too
+    long are spread over that time, not brought together. What the caller wants to have sent later keeps its time.
+    """
+    if not attempted:
+        return min(due_at, now) if due_at == queued_at else due_at
+    return due_at if due_at <= now + longest else now + (due_at - now) % longest
 
 
 def has_expired(delivery: Delivery, now: datetime) -> bool:

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from mailstrom_async._envelope import Delivery
 from mailstrom_async._queue.recipient import cancelled
@@ -48,6 +48,32 @@ _HASTEN = """
     )
     UPDATE mailstrom.deliveries AS d SET due_at = least(due_at, $2) FROM waiting WHERE d.id = waiting.id
     RETURNING d.due_at, d.id, d.destination, d.size, d.lane
+"""
+
+# What `due_after_setback` says. Both look only at what lies in the future of that clock, over an index each.
+_BRING_FRESH_FORWARD = """
+    WITH late AS MATERIALIZED (
+        SELECT d.id FROM mailstrom.messages AS m JOIN mailstrom.deliveries AS d ON d.message = m.key
+        WHERE m.completed_at IS NULL AND m.queued_at > $1
+            AND d.due_at = m.queued_at AND d.owner IS NULL AND d.attempt = 0
+        ORDER BY d.id FOR NO KEY UPDATE OF d
+    ), changed AS (UPDATE mailstrom.deliveries AS d SET due_at = $1 FROM late WHERE d.id = late.id RETURNING d.id)
+    SELECT count(*) FROM changed
+"""
+_BRING_REST_FORWARD = """
+    WITH late AS MATERIALIZED (
+        SELECT id, owner FROM mailstrom.deliveries
+        WHERE due_at > $1::timestamptz + $2::interval AND (attempt > 0 OR owner IS NOT NULL)
+        ORDER BY id FOR NO KEY UPDATE
+    ), changed AS (
+        UPDATE mailstrom.deliveries AS d
+        SET due_at = CASE WHEN late.owner IS NULL
+            THEN $1 + interval '1 second' * mod(
+                extract(epoch FROM d.due_at - $1)::numeric, extract(epoch FROM $2)::numeric)
+            ELSE $1 + $2 END
+        FROM late WHERE d.id = late.id RETURNING d.id
+    )
+    SELECT count(*) FROM changed
 """
 
 _CANCEL = """
@@ -132,6 +158,12 @@ async def record(session: Session, records: Sequence[Record]) -> list[Recorded]:
             completed.discard(ending.row.message)
             recorded[place] = replace(recorded[place], completed=True)
     return recorded
+
+
+async def bring_forward(session: Session, now: datetime, longest: timedelta) -> int:
+    [(fresh,)] = await session.fetch(_BRING_FRESH_FORWARD, now)
+    [(rest,)] = await session.fetch(_BRING_REST_FORWARD, now, longest)
+    return int(fresh) + int(rest)
 
 
 async def cancel(session: Session, message_id: str, now: datetime) -> MessageStatus | None:

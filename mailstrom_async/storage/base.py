@@ -174,6 +174,18 @@ class Storage(Protocol):
         """The message as prepared, while its body is kept: until completion."""
         ...
 
+    async def bring_forward(self, now: datetime, longest: timedelta) -> int:
+        """The clock may have been set back: what the times in the store would keep from its turn must not wait for them
+        to come again. Called once when delivery starts, and then whenever that is noticed.
+
+        Unclaimed deliveries get the due time of `due_after_setback`, in which `longest` is the longest wait between two
+        attempts. In a shared store a claim ends within `longest`, if it is not renewed. Must not scan the whole queue.
+
+        Returns:
+            How many due times were changed.
+        """
+        ...
+
     async def cancel(self, message_id: str, now: datetime) -> MessageStatus | None:
         """Fail all recipients that are not final with cause "cancelled". Those in a claimed delivery are settled when
         its attempt is recorded: delivered if it was too late, else failed. None: no such message."""

@@ -1,15 +1,16 @@
 """A queue in memory: for tests, and for mail that may be lost with the program."""
 
 import heapq
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import count, islice
 
 from mailstrom_async._envelope import Delivery, Lane, PendingRecipient, PreparedEmail, QueuedMessage
 from mailstrom_async._errors import AlreadyQueued, MailerStateError, QueueFull
 from mailstrom_async._queue.recipient import cancelled
+from mailstrom_async._queue.retry import due_after_setback
 from mailstrom_async._status import (
     FINAL_STATES,
     Attempt,
@@ -210,6 +211,23 @@ class MemoryStorage:
         message = self._messages.get(message_id)
         return None if message is None else message.prepared
 
+    async def bring_forward(self, now: datetime, longest: timedelta) -> int:
+        self._check_open()
+        changed = 0
+        for delivery in [self._deliveries[delivery_id] for delivery_id in self._due.after(now)]:
+            assert delivery.due_at is not None  # noqa: S101 - it is in the index
+            due_at = due_after_setback(
+                delivery.due_at,
+                queued_at=delivery.message.shared.queued_at,
+                attempted=delivery.attempt > 0,
+                now=now,
+                longest=longest,
+            )
+            if due_at != delivery.due_at:
+                self._settle(delivery, {}, due_at)
+                changed += 1
+        return changed
+
     async def cancel(self, message_id: str, now: datetime) -> MessageStatus | None:
         self._check_open()
         message = self._messages.get(message_id)
@@ -355,6 +373,14 @@ class _DueIndex:
             del line[place]
             if not line:
                 del self._lines[_place(delivery)]
+
+    def after(self, time: datetime) -> list[int]:
+        """The ids of all that is due later."""
+        return [
+            delivery_id
+            for line in self._lines.values()
+            for _, delivery_id in line[bisect_right(line, time, key=lambda entry: entry[0]) :]
+        ]
 
     def nearest(self, excluding: Collection[str], wanted: Lane | None) -> Iterator[int]:
         """The ids of all deliveries, the nearest first, found as far as the caller goes."""

@@ -160,6 +160,9 @@ class PostgresStorage:
     async def prepared(self, message_id: str) -> PreparedEmail | None:
         return await self._usable().connections.read(lambda session: reads.prepared(session, message_id))
 
+    async def bring_forward(self, now: datetime, longest: timedelta) -> int:
+        return await self._usable().connections.transact(lambda session: queue.bring_forward(session, now, longest))
+
     async def cancel(self, message_id: str, now: datetime) -> MessageStatus | None:
         return await self._usable().connections.transact(lambda session: queue.cancel(session, message_id, now))
 

@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections.abc import Callable, Collection, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from mailstrom_async._envelope import Delivery, Due, Lane, PreparedEmail
@@ -171,6 +171,9 @@ class SQLiteStorage:
     async def record(self, records: Sequence[Record]) -> list[Recorded]:
         lost = [Recorded(accepted=False, results={}, due=None, completed=False)] * len(records)
         return await self._deliver(lambda db: queue.record(db, records), lost)
+
+    async def bring_forward(self, now: datetime, longest: timedelta) -> int:
+        return await self._deliver(lambda db: queue.bring_forward(db, now, longest), 0)
 
     async def _deliver(self, operation: Operation[T], otherwise: T, *, writes: bool = True) -> T:
         share = self._usable()

@@ -6,9 +6,10 @@ from mailstrom_async.testing._contract.claiming import Claiming
 from mailstrom_async.testing._contract.counting import Counting
 from mailstrom_async.testing._contract.recording import Recording
 from mailstrom_async.testing._contract.reopening import Reopening
+from mailstrom_async.testing._contract.setback import Setback
 
 
-class StorageContract(Accepting, Claiming, Recording, Asking, Reopening, Counting):
+class StorageContract(Accepting, Claiming, Recording, Asking, Reopening, Counting, Setback):
     """Proves a `Storage` of your own. Inherit from it in a test module, and say how your store is made:
 
         from mailstrom_async.testing import StorageContract

@@ -160,6 +160,40 @@ async def test_a_clock_that_is_set_back_stops_nothing_new(build, server, clock):
     assert attempt.duration >= timedelta(0)
 
 
+@pytest.mark.rule("C16", expected="what was deferred before waits no longer than the schedule allows")
+async def test_what_was_deferred_before_the_clock_was_set_back_is_tried_within_hours(build, server, clock):
+    """Row C16: its due time lies a day ahead then; the longest wait between two attempts is what is left of it."""
+    server.script["RCPT"] = "451 4.3.0 later"
+    retry = RetryPolicy(max_delay=HOUR, jitter=0)
+    async with build(retry=retry) as mailer:
+        message_id = await mailer.send_email(email())
+        await mailer.wait(message_id, until="attempted", timeout=PATIENCE)
+        del server.script["RCPT"]
+        clock.advance(-DAY)
+        await mailer.wait(await mailer.send_email(email("bob@example.net")), timeout=PATIENCE)
+        waiting = await mailer.query_status(message_id)
+        clock.advance(HOUR)
+        status = await mailer.wait(message_id, timeout=PATIENCE)
+
+    assert waiting.recipients[0].result.next_attempt_at <= clock.now()
+    assert status.succeeded
+
+
+@pytest.mark.rule("C16", expected="what waited while the clock was set back is delivered at once")
+async def test_what_was_accepted_before_the_clock_was_set_back_is_delivered_at_once(build, server, clock):
+    """Row C16: also if nobody delivered while that happened; but what is to be sent later is not sent sooner."""
+    async with build(deliver=False) as mailer:
+        message_id = await mailer.send_email(email())
+        later_id = await mailer.send_email(email(), not_before=clock.now() + HOUR)
+    clock.advance(-DAY)
+    async with build() as mailer:
+        status = await mailer.wait(message_id, timeout=PATIENCE)
+        later = await mailer.query_status(later_id)
+
+    assert status.succeeded
+    assert later.recipients[0].attempts == 0
+
+
 async def test_sessions_carry_one_message_after_another(build, server):
     """A hundred messages need a handful of connections, never more than allowed (I13)."""
     async with build(limits=Limits(connections_per_host=3, messages_per_connection=20)) as mailer:

@@ -1,7 +1,7 @@
 """A process that follows the owner of a file sees and does what the contract demands, as far as it is asked for it."""
 
 from collections.abc import Callable, Collection, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -74,6 +74,9 @@ class OwnerAndFollower:
 
     async def purge(self, completed_before: datetime) -> int:
         return await self.follower.purge(completed_before)
+
+    async def bring_forward(self, now: datetime, longest: timedelta) -> int:
+        return await self.owner.bring_forward(now, longest)
 
     async def upcoming(self, limit: int, *, excluding: Collection[str] = (), lane: Lane | None = None) -> list[Due]:
         return await self.owner.upcoming(limit, excluding=excluding, lane=lane)

@@ -26,7 +26,8 @@ async def test_what_is_not_due_any_more_when_it_is_claimed_is_claimed_later() ->
     window = Share().least
     for number in range(window + 1):
         prepared = PreparedEmail(f"{number}", "a@example.org", ("b@example.net",), b"Subject: x\r\n\r\n")
-        await storage.enqueue([Acceptance(prepared, clock.now(), clock.now(), clock.now() + 100 * HOUR)])
+        # To be sent at a certain time, which has come.
+        await storage.enqueue([Acceptance(prepared, clock.now() - HOUR, clock.now(), clock.now() + 100 * HOUR)])
     dispatched: asyncio.Queue[Delivery] = asyncio.Queue()
 
     def dispatch(deliveries: Sequence[Delivery]) -> None:
@@ -34,7 +35,7 @@ async def test_what_is_not_due_any_more_when_it_is_claimed_is_claimed_later() ->
             dispatched.put_nowait(delivery)
 
     claims = Claims(storage, clock, owner="we", lease=HOUR, bytes_in_flight=10_000)
-    scheduler = Scheduler(storage, clock, claims, Health(lambda status: None), dispatch)
+    scheduler = Scheduler(storage, clock, claims, Health(lambda status: None), dispatch, longest_wait=HOUR)
     async with asyncio.timeout(10), asyncio.TaskGroup() as group:
         group.create_task(scheduler.run())
         first = [await dispatched.get() for _ in range(window)]

@@ -51,7 +51,9 @@ class Life:
     def __init__(self, storage: SharedStorage, clock: ManualClock, owner: str) -> None:
         self.dispatched: asyncio.Queue[Delivery] = asyncio.Queue()
         self.claims = Claims(storage, clock, owner=owner, lease=LEASE, bytes_in_flight=10_000)
-        self.scheduler = Scheduler(storage, clock, self.claims, Health(lambda status: None), self._dispatch)
+        self.scheduler = Scheduler(
+            storage, clock, self.claims, Health(lambda status: None), self._dispatch, longest_wait=LEASE
+        )
 
     def _dispatch(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mailstrom_async._config import RetryPolicy
 from mailstrom_async._envelope import Delivery, PendingRecipient, QueuedMessage
-from mailstrom_async._queue.retry import has_expired, next_due
+from mailstrom_async._queue.retry import due_after_setback, has_expired, longest_wait, next_due
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 NEVER = NOW + timedelta(days=10_000)
@@ -58,6 +58,39 @@ def test_a_clock_that_was_set_back_makes_nobody_wait_a_day():
     before = next_due(RetryPolicy(), attempt=1, now=NOW - DAY, expires_at=NOW + 5 * DAY, chance=0.5)
 
     assert before == NOW - DAY + timedelta(minutes=3)
+
+
+@given(
+    wait=st.timedeltas(timedelta(0), timedelta(days=400)),
+    age=st.timedeltas(timedelta(0), timedelta(days=400)),
+    longest=st.timedeltas(timedelta(seconds=1), timedelta(days=30)),
+    attempted=st.booleans(),
+)
+def test_after_a_setback_nothing_waits_longer_than_the_schedule_allows(
+    wait: timedelta, age: timedelta, longest: timedelta, attempted: bool
+) -> None:
+    """Row C16: but for what is to be sent later. Nothing is late by it, and nothing that was well is changed."""
+    queued_at, due_at = NOW + wait - age, NOW + wait
+
+    def again(due_at: datetime) -> datetime:
+        return due_after_setback(due_at, queued_at=queued_at, attempted=attempted, now=NOW, longest=longest)
+
+    new = again(due_at)
+    if attempted:
+        assert NOW <= new <= min(due_at, NOW + longest)
+        assert new == due_at or due_at > NOW + longest
+        assert again(new) == new
+    else:
+        assert new == (NOW if age == timedelta(0) else due_at)
+
+
+@pytest.mark.parametrize("most", [timedelta(hours=4), timedelta.max])
+def test_the_longest_wait_is_a_time_that_can_be_added(most: timedelta) -> None:
+    """Whatever the policy says."""
+    policy = RetryPolicy(max_delay=most, jitter=0.5)
+
+    assert timedelta(hours=6) <= longest_wait(policy)
+    assert NOW + longest_wait(policy) < datetime.max.replace(tzinfo=UTC)
 
 
 @given(
