@@ -165,7 +165,13 @@ def run(program: str, share: float) -> dict[str, float]:
 def child(command: Sequence[str]) -> Iterator["subprocess.Popen[str]"]:
     """A process that is gone in the end with all that it started, however we leave."""
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=PROJECT, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=PROJECT,
+        env=os.environ | {"PYTHONPATH": str(PROJECT)},  # what it starts finds us, too
+        start_new_session=True,
     )
     try:
         yield process
@@ -187,7 +193,7 @@ def write(path: Path, found: object) -> None:
 
 
 def brief(figures: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:,.4g}" for name, value in figures.items())
+    return ", ".join(f"{name} {value:,.4g}" for name, value in figures.items() if isinstance(value, int | float))
 
 
 if __name__ == "__main__":

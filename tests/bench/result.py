@@ -23,11 +23,11 @@ class Row:
     """A line of the table.
 
     Attributes:
-        ours: What is looked at; with a peer more is better, and without one less.
+        ours: What is looked at.
         peer: What it is divided by, run by run.
-        must: The ratio to reach; without a peer, the figure that may not be exceeded. None: no goal.
+        must: What the ratio has to be, or without a peer the figure itself; None: there is no goal.
         aim: The same, as we would like it.
-        unit: Of the figure, not of the ratio.
+        unit: Of the figure, not of the ratio. More of a rate, "/s", is better, and less of anything else.
     """
 
     name: str
@@ -96,9 +96,14 @@ def verdict(found: Result) -> str:
     if value is None:
         return ""
     for name, goal in (("aim", found["aim"]), ("must", found["must"])):
-        if goal is not None and (value >= goal if found["compared"] else value <= goal):
+        if goal is not None and factor(found, value, goal) >= 1:
             return name
     return "short" if found["must"] is not None else ""
+
+
+def factor(found: Result, value: float, goal: float) -> float:
+    """How many times better the value is than the goal."""
+    return value / goal if found["unit"] == "/s" else goal / max(value, 1e-9)
 
 
 # As text.
@@ -114,19 +119,19 @@ def line(found: Result) -> str:
     """A row of a Markdown table."""
     unit = found["unit"]
     goal_unit = "x" if found["compared"] else unit
-    ratio = _number(found["value"], "x") if found["compared"] else ""
+    ratio = number(found["value"], "x") if found["compared"] else ""
     spread = found["spread"]
     return _line(
         [
             found["row"],
-            _number(found["ours"], unit) or found["note"] or "not measured",
-            _number(found["peer"], unit) or (found["note"] if found["ours"] is not None else ""),
+            number(found["ours"], unit) or found["note"] or "not measured",
+            number(found["peer"], unit) or (found["note"] if found["ours"] is not None else ""),
             ratio,
-            f"{_number(spread[0])} - {_number(spread[1], goal_unit)}" if spread and found["runs"] > 1 else "",
-            _number(found["must"], goal_unit),
-            _number(found["aim"], goal_unit),
+            f"{number(spread[0])} - {number(spread[1], goal_unit)}" if spread and found["runs"] > 1 else "",
+            number(found["must"], goal_unit),
+            number(found["aim"], goal_unit),
             verdict(found),
-            _number(found["cpu_us"]) if unit == "/s" else "",
+            number(found["cpu_us"]) if unit == "/s" else "",
         ]
     )
 
@@ -159,7 +164,7 @@ def _median(values: Sequence[float]) -> float | None:
     return statistics.median(values) if values else None
 
 
-def _number(value: float | None, unit: str = "") -> str:
+def number(value: float | None, unit: str = "") -> str:
     """With three digits that mean something."""
     if value is None:
         return ""

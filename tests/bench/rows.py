@@ -8,11 +8,13 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import bare
 import crowd
 import flat
 import imports
+import large
 import million
 import postfix
 import throughput
@@ -20,7 +22,10 @@ from result import Figure, Row
 from sink import sink
 from throughput import Load
 
-Program = Callable[[float], dict[str, float]]
+Program = Callable[[float], dict[str, Any]]
+ALONE = "healthy alone"
+SICKNESSES = ("hanging", "slow (0.4 s a mail)", "flapping", "421 after three mails")
+"""Names of tests/bench/sick.py."""
 LARGE = 25 * 1024 * 1024
 
 
@@ -61,11 +66,18 @@ def part(count: int, share: float) -> int:
 
 
 def one_large() -> dict[str, float]:
-    import large
-
     with sink() as port:
         figures = asyncio.run(large.send("Email", "sqlite", False, LARGE, port))
     return {"block_ms": figures["block"] * 1e3, "memory": figures["memory"], "seconds": figures["seconds"]}
+
+
+def healthy(kind: str) -> dict[str, Any]:
+    """How long mail to healthy destinations takes while most of the queue is for one with this sickness."""
+    import sick
+
+    latencies = sick.run(kind)
+    p50, p99 = (throughput.percentile(latencies, share) * 1e3 for share in (0.5, 0.99))
+    return {"p50_ms": p50, "p99_ms": p99, "latencies_s": [round(each, 5) for each in latencies]}
 
 
 PROGRAMS: dict[str, Program] = {
@@ -84,6 +96,7 @@ PROGRAMS: dict[str, Program] = {
     "crowd": lambda _: asyncio.run(crowd.measure(10_000)),
     "import": lambda _: imports.measure(7),
     "million": lambda share: million.measure(part(1_000_000, share)),
+    **{f"sick: {kind}": lambda _, kind=kind: healthy(kind) for kind in (ALONE, *SICKNESSES)},
     "flat": lambda share: flat.measure(timedelta(minutes=10 * share)),
 }
 
@@ -188,6 +201,19 @@ GROUPS = [
         [
             Row("memory for 1,000,000 queued", Figure("million", "memory_mib"), must=50, aim=20, unit="MiB"),
             Row("first delivery after a start with 1,000,000 queued", Figure("million", "first_s"), must=2, unit="s"),
+        ],
+    ),
+    Group(
+        "sick",
+        [
+            Row(
+                f"p99 of healthy mail, 90 % of the queue is for a sick one: {kind} / alone",
+                Figure(f"sick: {kind}", "p99_ms"),
+                Figure(f"sick: {ALONE}", "p99_ms"),
+                must=1.5,
+                unit="ms",
+            )
+            for kind in SICKNESSES
         ],
     ),
     Group(

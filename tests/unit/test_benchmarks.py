@@ -75,6 +75,14 @@ def test_less_of_a_figure_is_better(late, expected):
     assert result.verdict(result.result(ABSOLUTE, runs([late], []))) == expected
 
 
+@pytest.mark.parametrize(("late", "expected"), [(1_400, "must"), (1_600, "short")])
+def test_less_of_a_ratio_of_times_is_better(late, expected):
+    """How much slower healthy mail is beside a sick destination."""
+    row = Row("with / without", Figure("ours", "late_ms"), Figure("theirs"), must=1.5, unit="ms")
+
+    assert result.verdict(result.result(row, runs([late], [1]))) == expected
+
+
 def test_what_has_no_goal_is_not_judged():
     found = result.result(Row("only told", Figure("ours")), runs([1.0], []))
 
