@@ -20,7 +20,8 @@ from mailstrom_async._message.addresses import (
 )
 from mailstrom_async._message.headers import address_field, check_name, custom_field, literal_field, text_field
 from mailstrom_async._message.ids import Stamp, check_id, format_date, referred_ids
-from mailstrom_async._message.mime import build, join
+from mailstrom_async._message.lines import join
+from mailstrom_async._message.mime import build
 from mailstrom_async._message.place import Place
 
 URL_LIMIT = 900

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 from mailstrom_async._errors import InvalidEmail
 from mailstrom_async._message.addresses import ANY, mailboxes_of, read_addresses
-from mailstrom_async._message.lines import blocks_of_lines
+from mailstrom_async._message.lines import blocks_of_lines, join
 from mailstrom_async._message.place import Place
 
 # Fields whose meaning a signature should vouch for (RFC 6376 section 5.4.1). They are named once more than they occur,
@@ -87,7 +87,7 @@ def sign(content: bytes, signers: Sequence[Signer], now: datetime) -> bytes:
     if not chosen:
         return content
     body_hash = hash_of_body(content, body_at)
-    return b"".join([*(signature(fields, body_hash, signer, now) for signer in chosen), content])
+    return join([*(signature(fields, body_hash, signer, now) for signer in chosen), content])
 
 
 def signers_for(signers: Sequence[Signer], domain: str | None) -> list[Signer]:

@@ -13,7 +13,7 @@ from mailstrom_async._errors import InvalidEmail
 from mailstrom_async._message.addresses import ANY, FULL_NAMES, Domains, Mailbox, mailboxes_of, read_addresses
 from mailstrom_async._message.headers import address_field, check_name, literal_field, text_field
 from mailstrom_async._message.ids import Stamp, foreign_id, format_date
-from mailstrom_async._message.lines import BLOCK, LINE_LIMIT, bytes_to_crlf, long_line
+from mailstrom_async._message.lines import BLOCK, LINE_LIMIT, WithCRLF, bytes_to_crlf, join, long_line
 from mailstrom_async._message.place import Place
 from mailstrom_async._message.words import check_text
 
@@ -35,6 +35,7 @@ _FIELD = re.compile(rb"([!-9;-~]+):(.*)", re.DOTALL)
 # Readers differ on whether such a line ends the header, and so on what is a field.
 _BLANK_LINE = re.compile(rb"\r\n[ \t]+\r\n")
 _NEXT_FIELD = re.compile(rb"\r\n(?![ \t])")
+_END_OF_HEADER = re.compile(rb"(?:\r\n|\r(?!\n)|\n)(?P<empty>\r\n|\r|\n)")
 
 
 # One field of nothing but printable ASCII, as nearly all are, its further lines not blank. It never looks back.
@@ -46,14 +47,18 @@ class Foreign(NamedTuple):
 
     Attributes:
         values: The unfolded value of each field that occurs, by lower-case name.
-        whole: All of it, as it was handed in but for line ends.
-        body_at: Where its header and the empty line end.
+        header: The fields, with the end of the last one.
+        whole: All of it, as it was handed in.
+        body_at: Where the body begins in that.
+        in_order: The whole could be sent as it is, for its lines.
         domains: What addresses may have behind the @.
     """
 
     values: dict[str, str]
+    header: bytes
     whole: bytes
     body_at: int
+    in_order: bool
     domains: Domains
 
     def mailboxes(self, header: str) -> list[Mailbox]:
@@ -67,24 +72,23 @@ class Foreign(NamedTuple):
         return foreign_id(Place("email", "Message-ID"), value) if value is not None else None
 
     @property
-    def header(self) -> bytes:
-        """The fields, with the end of the last one."""
-        return self.whole[: self.body_at - 2]
-
-    @property
     def visible_ascii(self) -> bool:
         """Whether the header, as it is sent, is all ASCII; otherwise it needs SMTPUTF8 (RFC 6532)."""
         return self.header.isascii() or all(map(bytes.isascii, self._visible()))
 
     def write(self, stamp: Stamp) -> bytes:
-        """The message as it is sent: without hidden fields, with those that must not be missing."""
+        """The message as it is sent: without hidden fields, with those that must not be missing.
+
+        Raises:
+            InvalidEmail: It has a line that is too long.
+        """
         missing = missing_fields(self.values, stamp)
-        if not missing and HIDDEN.isdisjoint(self.values):
+        if self.in_order and not missing and HIDDEN.isdisjoint(self.values):
             return self.whole
-        header = self._visible() + missing
-        return b"".join(
-            [line for raw in header for line in (raw, b"\r\n")] + [b"\r\n", memoryview(self.whole)[self.body_at :]]
-        )
+        header = [line for raw in self._visible() + missing for line in (raw, b"\r\n")]
+        content = join([*header, b"\r\n", WithCRLF(self.whole, self.body_at)])
+        _check_lines(content)
+        return content
 
     def _visible(self) -> list[bytes]:
         """The raw fields that are sent, without their final line ends."""
@@ -108,22 +112,23 @@ def take_apart(content: bytes, domains: Domains = FULL_NAMES) -> Foreign:
     Raises:
         InvalidEmail: The bytes are no message that can be sent as it is.
     """
-    content = bytes_to_crlf(content)
     if b"\0" in content:
         raise MESSAGE.error("contains a NUL, which no mail may; encode the part that has it as base64")
-    if long_line(content) is not None:
-        raise MESSAGE.error(
-            f"has a line of more than {LINE_LIMIT} octets; encode its body as quoted-printable or base64"
-        )
-    if content.startswith(b"\r\n") or not content:
+    if content.startswith((b"\r", b"\n")) or not content:
         raise MESSAGE.error("has no header; it must begin with fields such as From:")
-    end = content.find(b"\r\n\r\n")
-    if end < 0:
-        content += b"\r\n"  # a header and nothing else
-        end = len(content) - 4
+    unchanged = WithCRLF(content).unchanged
+    if unchanged:
+        _check_lines(content)
+        end = content.find(b"\r\n\r\n") + 2
+        body_at = end + 2 if end > 1 else 0
+    else:
+        found = _END_OF_HEADER.search(content, 0, 2 * HEADER_LIMIT)
+        end, body_at = found.span("empty") if found is not None else (0, 0)
+    if not body_at:
+        end = body_at = len(content)  # a header and nothing else
     if end > HEADER_LIMIT:
         raise MESSAGE.error(f"has a header of more than {HEADER_LIMIT} octets; is there a blank line behind it?")
-    header = content[: end + 2]
+    header = content[:end] if unchanged else bytes_to_crlf(content[:end])
     values: dict[str, str] = {}
     for name, value in _plain_fields(header) or _fields(header):
         if name in values and name in ONCE:
@@ -131,7 +136,14 @@ def take_apart(content: bytes, domains: Domains = FULL_NAMES) -> Foreign:
         values.setdefault(name, value)
     if "from" not in values:
         raise MESSAGE.error("has no From header field; add the author's address")
-    return Foreign(values, content, end + 4, domains)
+    return Foreign(values, header, content, body_at, unchanged and body_at > end, domains)
+
+
+def _check_lines(content: bytes) -> None:
+    if long_line(content) is not None:
+        raise MESSAGE.error(
+            f"has a line of more than {LINE_LIMIT} octets; encode its body as quoted-printable or base64"
+        )
 
 
 def _plain_fields(header: bytes) -> list[tuple[str, str]] | None:

@@ -1,7 +1,8 @@
 """Lines: how they end, and how long they may be."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 LINE_LIMIT = 998
 """Octets of a line without its CRLF (RFC 5322 section 2.1.1)."""
@@ -18,29 +19,79 @@ def text_to_crlf(text: str) -> str:
     return text.replace("\n", "\r\n")
 
 
+class Piece(Protocol):
+    """**Protocol:** octets that are made only while they are written: what is large should not be there twice."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[bytes]: ...
+
+
+def join(pieces: Sequence[bytes | Piece]) -> bytes:
+    """The pieces as one. What is large is written in blocks, so that the event loop has its turn in between."""
+    size = sum(map(len, pieces))
+    if size <= BLOCK:
+        return b"".join([piece if isinstance(piece, bytes) else b"".join(piece) for piece in pieces])
+    # Zeros that nobody has touched take no memory yet; and at its full size from the start, it is not moved about.
+    written = io.BytesIO(bytes(size))
+    for piece in pieces:
+        written.writelines(_blocks(piece) if isinstance(piece, bytes) else piece)
+    return written.getvalue()
+
+
+def _blocks(content: bytes) -> Iterator[bytes | memoryview]:
+    if len(content) <= BLOCK:
+        yield content
+    else:
+        view = memoryview(content)
+        yield from (view[start : start + BLOCK] for start in range(0, len(view), BLOCK))
+
+
+class WithCRLF:
+    """Content from `start` on, with all its line ends made CRLF, and one at its end.
+
+    Attributes:
+        unchanged: It is so already.
+    """
+
+    def __init__(self, content: bytes, start: int = 0) -> None:
+        self._content = content
+        self._start = start
+        # In blocks: one call over a large message would keep the interpreter's lock, and so the event loop waiting.
+        pairs = single = 0
+        for begin in range(start, len(content), BLOCK):
+            end = begin + BLOCK
+            pairs += content.count(b"\r\n", begin, end + 1)
+            single += content.count(b"\r", begin, end) + content.count(b"\n", begin, end)
+        self._whole = single == 2 * pairs
+        self._ended = start >= len(content) or content.endswith((b"\r", b"\n"))
+        self._size = len(content) - start + single - 2 * pairs + (0 if self._ended else 2)
+
+    @property
+    def unchanged(self) -> bool:
+        return self._whole and self._ended
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __iter__(self) -> Iterator[bytes]:
+        content, start = self._content, self._start
+        while start < len(content):
+            end = start + BLOCK
+            end += content[end - 1 : end + 1] == b"\r\n"  # it is not cut in two
+            block = content[start:end]
+            if not self._whole:
+                block = block.replace(b"\r\n", b"\n").replace(b"\r", b"\n").replace(b"\n", b"\r\n")
+            yield block
+            start = end
+        if not self._ended:
+            yield b"\r\n"
+
+
 def bytes_to_crlf(content: bytes) -> bytes:
     """Content with all its line ends made CRLF, and one at its end. The same object if it was so already."""
-    # In blocks: one call over a large message would keep the interpreter's lock, and so the event loop waiting.
-    pairs = single = 0
-    for start in range(0, len(content), BLOCK):
-        end = start + BLOCK
-        pairs += content.count(b"\r\n", start, end + 1)
-        single += content.count(b"\r", start, end) + content.count(b"\n", start, end)
-    if single != 2 * pairs:
-        content = _mended(content, len(content) + single - 2 * pairs)
-    return content if not content or content.endswith(b"\r\n") else content + b"\r\n"
-
-
-def _mended(content: bytes, size: int) -> bytes:
-    """The same with CRLF line ends; it will have this size."""
-    written = io.BytesIO(bytes(size))
-    start = 0
-    while start < len(content):
-        end = start + BLOCK
-        end += content[end - 1 : end + 1] == b"\r\n"  # it is not cut in two
-        written.write(content[start:end].replace(b"\r\n", b"\n").replace(b"\r", b"\n").replace(b"\n", b"\r\n"))
-        start = end
-    return written.getvalue()
+    mended = WithCRLF(content)
+    return content if mended.unchanged else join([mended])
 
 
 def blocks_of_lines(content: bytes, start: int = 0) -> Iterator[bytes]:

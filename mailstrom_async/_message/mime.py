@@ -1,18 +1,16 @@
 """Bodies: text, HTML and attachments as MIME entities that any server takes, 7-bit clean (RFC 2045, RFC 2046)."""
 
 import binascii
-import io
 import re
 import struct
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import cast
 from urllib.parse import quote
 
 from mailstrom_async._email import Attachment, Email
 from mailstrom_async._message.headers import fold
-from mailstrom_async._message.lines import blocks_of_lines, bytes_to_crlf, is_seven_bit, long_line, text_to_crlf
+from mailstrom_async._message.lines import Piece, blocks_of_lines, bytes_to_crlf, is_seven_bit, long_line, text_to_crlf
 from mailstrom_async._message.place import Place
 from mailstrom_async._message.words import check_text
 
@@ -49,15 +47,15 @@ class Entity:
     """
 
     fields: str
-    body: tuple["Piece", ...]
+    body: tuple[bytes | Piece, ...]
 
     @property
-    def pieces(self) -> tuple["Piece", ...]:
+    def pieces(self) -> tuple[bytes | Piece, ...]:
         return (self.fields.encode("ascii") + b"\r\n", *self.body)
 
 
 class Base64:
-    """Octets that are encoded only while they are written: what is large should not be there once more in between."""
+    """A `Piece`: octets that are encoded only while they are written."""
 
     def __init__(self, content: bytes) -> None:
         self._content = content
@@ -68,20 +66,6 @@ class Base64:
 
     def __iter__(self) -> Iterator[bytes]:
         return base64_pieces(self._content)
-
-
-Piece = bytes | Base64
-
-
-def join(pieces: Sequence[Piece]) -> bytes:
-    """The pieces as one, each encoded only now."""
-    if Base64 not in map(type, pieces):
-        return b"".join(cast(Sequence[bytes], pieces))
-    # Zeros that nobody has touched take no memory yet; and at its full size from the start, it is not moved about.
-    written = io.BytesIO(bytes(sum(map(len, pieces))))
-    for piece in pieces:
-        written.writelines((piece,) if isinstance(piece, bytes) else piece)
-    return written.getvalue()
 
 
 def build(email: Email, token: str) -> Entity:
@@ -120,7 +104,7 @@ def text_entity(field: str, text: str, subtype: str, parameters: str = "") -> En
     escaped = raw.translate(None, _QP_SAFE)
     charset = "us-ascii" if escaped.isascii() else "utf-8"
     encoding: str
-    body: tuple[Piece, ...]
+    body: tuple[bytes | Piece, ...]
     if not escaped.replace(b"=", b"") and long_line(raw) is None:
         encoding, body = "7bit", (raw,)
     elif 2 * len(escaped) > len(raw) // 3:
@@ -167,7 +151,7 @@ def _encoded(attachment: Attachment) -> Entity:
     if match[1].lower() == "multipart":
         raise ATTACHMENTS.error("a multipart can't be attached; attach its parts")
     encoding: str
-    body: tuple[Piece, ...]
+    body: tuple[bytes | Piece, ...]
     if match[1].lower() == "message":
         encoding, body = "7bit", (_attached_message(attachment.content),)
     elif len(attachment.content) > REMEMBERED:
@@ -241,7 +225,7 @@ def multipart(subtype: str, parts: list[Entity], boundary: str) -> Entity:
     # "=_" occurs in neither base64 nor quoted-printable, and the token is random.
     boundary = f"=_{boundary}"
     delimiter = f"--{boundary}\r\n".encode("ascii")
-    pieces: list[Piece] = []
+    pieces: list[bytes | Piece] = []
     for part in parts:
         pieces += [delimiter, *part.pieces, b"\r\n"]
     pieces.append(f"--{boundary}--\r\n".encode("ascii"))

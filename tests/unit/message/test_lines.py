@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 
 from mailstrom_async._message import lines
-from mailstrom_async._message.lines import bytes_to_crlf
+from mailstrom_async._message.lines import WithCRLF, bytes_to_crlf, join
 
 
 @pytest.mark.parametrize("block", [1, 2, 3, 5])
@@ -24,3 +24,13 @@ def test_what_is_right_is_left_alone():
     content = b"a\r\n\r\nb\r\n"
 
     assert bytes_to_crlf(content) is content
+
+
+@pytest.mark.parametrize("block", [1, 3, 256])
+def test_pieces_are_joined_in_blocks(monkeypatch, block):
+    """Row C19: large ones are cut, lazy ones made only now; nothing of it shows."""
+    monkeypatch.setattr(lines, "BLOCK", block)
+    pieces = [b"", b"abcdefg", WithCRLF(b"xx\ny\r\rz", 1), b"h"]
+
+    assert join(pieces) == b"abcdefgx\r\ny\r\n\r\nz\r\nh"
+    assert len(pieces[2]) == len(b"x\r\ny\r\n\r\nz\r\n")

@@ -9,6 +9,7 @@ import pytest
 
 from mailstrom_async import Attachment, Email, InvalidEmail
 from mailstrom_async._message import mime
+from mailstrom_async._message.lines import join
 from mailstrom_async._message.mime import (
     REMEMBERED,
     Base64,
@@ -16,7 +17,6 @@ from mailstrom_async._message.mime import (
     base64_pieces,
     base_name,
     build,
-    join,
     parameter,
     text_entity,
 )
