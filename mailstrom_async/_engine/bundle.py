@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mailstrom_async._engine.attempt import first_transaction
-from mailstrom_async._envelope import Delivery, QueuedMessage
+from mailstrom_async._envelope import Delivery, Lane, QueuedMessage
 from mailstrom_async._policy.hosts import Route
 from mailstrom_async.smtp.base import Session
 
@@ -18,6 +18,7 @@ class Bundle:
     """All deliveries of one message that wait at a site: they share transactions."""
 
     route: Route
+    lane: Lane
     deliveries: list[Delivery]
 
     @property
@@ -35,11 +36,16 @@ class Lookahead:
     def __bool__(self) -> bool:
         return self._bundle is not None
 
-    def reserve(self, session: Session) -> tuple[QueuedMessage, Sequence[str]] | None:
-        """Bind the next bundle to the session, if there is one to spare."""
+    def reserve(self, session: Session, carries_other: bool) -> tuple[QueuedMessage, Sequence[str]] | None:
+        """Bind the next bundle to the session, if there is one to spare.
+
+        Args:
+            session: Whose next it will be.
+            carries_other: It carries mail other than "auth" now, and so may go on to do so.
+        """
         if not self._site.may_look_ahead(session):
             return None
-        self._bundle = self._site.take()
+        self._bundle = self._site.take(freed=carries_other)
         if self._bundle is None:
             return None
         message, at_once = self._bundle.deliveries[0].message, self._site.limits.recipients_per_transaction

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -18,12 +18,13 @@ from mailstrom_async._engine.attempt import (
 from mailstrom_async._engine.bundle import Bundle, Lookahead
 from mailstrom_async._engine.pace import Pace
 from mailstrom_async._engine.throttles import SiteKey, Throttle
-from mailstrom_async._envelope import Delivery
+from mailstrom_async._envelope import Delivery, Lane
 from mailstrom_async._policy.bucket import Bucket
 from mailstrom_async._policy.congestion import FIRST_SESSIONS, Signal, Window, signal_of
 from mailstrom_async._policy.hosts import Route
 from mailstrom_async._policy.limits import SiteLimits
 from mailstrom_async._policy.verdict import judge_breakdown
+from mailstrom_async._queue.lanes import Lanes, Room
 from mailstrom_async._reply import Phase, Reply
 from mailstrom_async._status import Outcome, SiteStatus
 from mailstrom_async.smtp.base import Following, Session
@@ -65,30 +66,32 @@ class Site:
         self.destinations: set[str] = set()
         self.last_reply: Reply | None = None
         self._sites = sites
-        self._waiting: OrderedDict[int, Bundle] = OrderedDict()  # by message
+        self._waiting = Lanes[Bundle]()  # by message
         self._sessions = 0
         self._opening = 0
         self._carrying = 0
+        self._carrying_others = 0  # than "auth"
         self._parting = 0  # sessions that say good-bye; the host still counts them
         self._idle: list[asyncio.Future[bool]] = []
         self._dialled: Counter[str] = Counter()  # hosts, so that equals get equal shares (row B17)
 
     def assign(self, delivery: Delivery, route: Route) -> None:
-        bundle = self._waiting.get(delivery.message.key)
+        message = delivery.message
+        bundle = self._waiting.get(message.lane, message.key)
         if bundle is not None:
             bundle.deliveries.append(delivery)
             return
-        self._waiting[delivery.message.key] = Bundle(route, [delivery])
+        self._waiting.add(message.lane, message.key, Bundle(route, message.lane, [delivery]))
         if len(self.destinations) < KNOWN_DESTINATIONS:
             self.destinations.add(delivery.destination)
         self.call()
 
     def call(self) -> None:
         """Find somebody who carries what waits: a session that idles, or a new one."""
-        if not self.ready:
-            if self.pace is not None:
+        if not self._in_time:
+            if self.pace is not None and self._waiting:
                 self.pace.wait()
-        elif not self._wake_idle(True) and self.wants_session:
+        elif self.ready and not self._wake_idle(True) and self.wants_session:
             self._sites.want_session(self)
 
     def withdraw(self) -> None:
@@ -108,9 +111,24 @@ class Site:
         return self._sessions + self._parting
 
     @property
+    def most_urgent(self) -> Lane:
+        """The lane of the most urgent mail that waits."""
+        return self._waiting.most_urgent
+
+    @property
     def ready(self) -> int:
         """How many of those that wait may be carried now."""
+        fitting = self._waiting.fitting(self._room())
+        return fitting if self.pace is None else min(fitting, self.pace.left)
+
+    @property
+    def _in_time(self) -> int:
+        """How many of those that wait the rate lets go now."""
         return len(self._waiting) if self.pace is None else min(len(self._waiting), self.pace.left)
+
+    def _room(self, *, freed: int = 0) -> Room:
+        allowed = min(self.window.allowed, self._most)
+        return Room(allowed, allowed - self._carrying_others + freed, self._sites.auth_seen)
 
     @property
     def _most(self) -> int:
@@ -168,6 +186,7 @@ class Site:
         """The life of one session: opened when there is work, kept for more, closed when it idles too long."""
         session: Session | None = None
         lookahead = Lookahead(self)
+        urgent = False
         try:
             while self.ready or lookahead or (session is not None and session.usable and await self._idle_until_work()):
                 if session is not None and not self._fit(session):
@@ -180,13 +199,16 @@ class Site:
                     if session is None:
                         return
                 if (bundle := lookahead.take() or self.take()) is not None:
+                    urgent = bundle.lane == "auth"
                     self._drop_lost(bundle)
                 if bundle is not None and bundle.deliveries:
                     session = await self._carry(session, bundle, lookahead)
                 bundle = None  # or its content would stay in memory while the session idles
                 if session is None:
                     lookahead.give_back()
-                elif not lookahead and (self._too_many or self._has_had_its_turn(session)):
+                elif not lookahead and (
+                    self._too_many or self._has_had_its_turn(session) or (urgent and self._used_what_is_kept)
+                ):
                     return
         except Exception:
             # One session's fault is not the others': its deliveries are settled in _carry, the site goes on.
@@ -209,7 +231,7 @@ class Site:
         """Whether the next bundle may be bound to this session: there is work for all the sessions that there may be,
         and this one will be there for it."""
         return (
-            self.ready > self.window.allowed - self._carrying
+            self._in_time > self.window.allowed - self._carrying
             and session.transactions < self.limits.messages_per_connection
             and not self._sites.closed
             and not self._sites.crowded
@@ -221,17 +243,25 @@ class Site:
         first: opening it is the dear part."""
         return self._sites.crowded and (self._sessions > 1 or session.transactions >= TURN)
 
+    @property
+    def _used_what_is_kept(self) -> bool:
+        """The connection that is kept of all there are is in use for "auth", and here is nothing more of that."""
+        return self._sites.room.of("default") < 0 and self.most_urgent != "auth"
+
     def _drop_lost(self, bundle: Bundle) -> None:
         """Take out what is not ours any more. The store will refuse its record, which ends it here."""
         for delivery in [delivery for delivery in bundle.deliveries if self._sites.is_lost(delivery)]:
             bundle.deliveries.remove(delivery)
             self._sites.settlement.settle_all(delivery, LOST)
 
-    def take(self) -> Bundle | None:
-        if not self.ready:
-            return None
-        bundle = self._waiting.popitem(last=False)[1]
-        if self.pace is not None:
+    def take(self, *, freed: int = 0) -> Bundle | None:
+        """The next one to carry, if there is one that may be carried now.
+
+        Args:
+            freed: Sessions that will not carry any more then what they carry now.
+        """
+        bundle = self._waiting.take(self._room(freed=freed)) if self._in_time else None
+        if self.pace is not None and bundle is not None:
             self.pace.take(self._transactions(bundle))
         return bundle
 
@@ -244,10 +274,9 @@ class Site:
         if self.pace is not None:
             self.pace.give_back(self._transactions(bundle))
         key = bundle.deliveries[0].message.key
-        if key in self._waiting:
-            bundle.deliveries.extend(self._waiting[key].deliveries)
-        self._waiting[key] = bundle
-        self._waiting.move_to_end(key, last=False)
+        if (others := self._waiting.get(bundle.lane, key)) is not None:
+            bundle.deliveries.extend(others.deliveries)
+        self._waiting.put_back(bundle.lane, key, bundle)
 
     def _fit(self, session: Session) -> bool:
         return session.usable and session.transactions < self.limits.messages_per_connection
@@ -263,7 +292,7 @@ class Site:
     async def _idle_until_work(self) -> bool:
         if self._sites.closed:
             return False
-        if self.pace is not None and self._waiting:
+        if self.pace is not None and self._waiting and not self._in_time:
             if not self.pace.soon:
                 return False
             self.pace.wait()
@@ -286,7 +315,7 @@ class Site:
 
     async def _open(self) -> Session | None:
         """Open a session; where none can be had, settle what that means for those who wait."""
-        bundle = next(iter(self._waiting.values()))
+        bundle = next(iter(self._waiting))
         started_at = self._sites.settlement.now()
         self._opening += 1
         try:
@@ -303,10 +332,10 @@ class Site:
             self._sites.relay_trouble(opened.outcome.reason)
         self.window.refuse(self._sessions - 1)
         if self._sessions == 1:
-            first = next(iter(self._waiting.values()), None)
+            first = next(iter(self._waiting), None)
             if first is not None:
                 # It was the probe, for all that wait.
-                del self._waiting[first.deliveries[0].message.key]
+                self._waiting.discard(first.deliveries[0].message.key)
                 for delivery in first.deliveries:
                     self._sites.settlement.settle_all(
                         delivery, opened.outcome, started_at=started_at, contact=opened.contact
@@ -322,7 +351,7 @@ class Site:
         self._sites.dead(self, why, contact, route, self._withdraw_all())
 
     def _withdraw_all(self) -> list[Delivery]:
-        deliveries = [delivery for bundle in self._waiting.values() for delivery in bundle.deliveries]
+        deliveries = [delivery for bundle in self._waiting for delivery in bundle.deliveries]
         self._waiting.clear()
         return deliveries
 
@@ -333,10 +362,12 @@ class Site:
         outcomes: dict[str, Outcome] = {}
         untouched: tuple[str, ...] = ()
         spoken = [session]
+        is_other = bundle.lane != "auth"
         self._carrying += 1
+        self._carrying_others += is_other
         try:
             with self._sites.waiting_for_host():
-                untouched = await self._attempt(spoken, bundle, outcomes, lambda: lookahead.reserve(session))
+                untouched = await self._attempt(spoken, bundle, outcomes, lambda: lookahead.reserve(session, is_other))
         except asyncio.CancelledError:
             session.abort()
             self._interrupted(spoken[-1], bundle, outcomes, started_at)
@@ -348,6 +379,7 @@ class Site:
             outcomes = {**dict.fromkeys(bundle.recipients, fault), **outcomes}
         finally:
             self._carrying -= 1
+            self._carrying_others -= is_other
         if untouched and not fresh and not outcomes:
             self.put_back(bundle)
         else:
@@ -366,14 +398,15 @@ class Site:
     def _learn(self, bundle: Bundle, outcomes: Mapping[str, Outcome], session: Session) -> None:
         """What an attempt tells of the site opens its window or closes it."""
         signal = signal_of(outcomes.values())
+        allowed = self.window.allowed
         self.last_reply = next((outcome.reply for outcome in outcomes.values()), None) or self.last_reply
         if self.window.heed(signal):
             why = next(outcome for outcome in outcomes.values() if outcome.state == "deferred")
             self._die(why, contact_of(session, outcomes), bundle.route)
         elif signal in (Signal.TAKEN, Signal.ANSWERED):
             self._sites.lives(self)
-            if self.wants_session:
-                self._sites.want_session(self)
+            if self.window.allowed > allowed or self.wants_session:
+                self.call()
 
     async def _attempt(
         self, spoken: list[Session], bundle: Bundle, outcomes: dict[str, Outcome], following: Following
@@ -422,7 +455,7 @@ class Site:
             if any(recipient.address in outcomes for recipient in delivery.recipients)
         ]
         whole = {**dict.fromkeys(bundle.recipients, STOPPED_BEFORE), **outcomes}
-        self._settle(Bundle(bundle.route, begun), whole, started_at, session)
+        self._settle(Bundle(bundle.route, bundle.lane, begun), whole, started_at, session)
 
 
 def contact_of(session: Session, outcomes: Mapping[str, Outcome]) -> Contact:

@@ -1,7 +1,6 @@
 """Where claimed deliveries go: their routes are found, and each site's sessions carry them."""
 
 import logging
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 from anyio.abc import TaskGroup
@@ -20,6 +19,7 @@ from mailstrom_async._policy.bucket import Buckets
 from mailstrom_async._policy.hosts import Route
 from mailstrom_async._policy.limits import own_entry, site_limits
 from mailstrom_async._policy.verdict import judge_breakdown
+from mailstrom_async._queue.lanes import Lanes, Room
 from mailstrom_async._queue.portion import WHOLE, Portion
 from mailstrom_async._reply import Phase
 from mailstrom_async._status import Outcome, SiteStatus
@@ -54,7 +54,8 @@ class Sites:
         self.clock = clock
         self.is_lost = is_lost
         self._sites: dict[SiteKey, Site] = {}
-        self._wanting: OrderedDict[SiteKey, None] = OrderedDict()
+        self._wanting = Lanes[Site]()  # by the most urgent that waits there
+        self.auth_seen = False
         self._sessions = 0
         # As many connections as are allowed may wait for slow hosts, besides those that do not.
         self._waits = Waits(config.limits.connections, self._serve)
@@ -70,6 +71,7 @@ class Sites:
         """Take claimed deliveries over."""
         by_destination: dict[str, list[Delivery]] = {}
         for delivery in deliveries:
+            self.auth_seen = self.auth_seen or delivery.message.lane == "auth"
             by_destination.setdefault(delivery.destination, []).append(delivery)
         for destination, own in by_destination.items():
             if destination in self._routing:
@@ -96,7 +98,7 @@ class Sites:
 
     def want_session(self, site: Site) -> None:
         """A site has more work than sessions: it gets one as soon as a connection is free."""
-        self._wanting[site.key] = None
+        self._wanting.add(site.most_urgent, site.key, site)
         self._serve()
 
     def waiting_for_host(self) -> Wait:
@@ -119,6 +121,11 @@ class Sites:
         for _ in range(self.surplus):
             any(site.dismiss_idle() for site in self._sites.values())
         self._serve()
+
+    @property
+    def room(self) -> Room:
+        """How many sessions more there may be."""
+        return Room(self.connections, self.connections - (self._sessions - self._waits.slow), self.auth_seen)
 
     @property
     def crowded(self) -> bool:
@@ -186,17 +193,20 @@ class Sites:
 
     def _serve(self) -> None:
         while self._wanting and not self.closed:
-            if self._sessions - self._waits.slow >= self.connections:
+            room = self.room
+            site = self._wanting.take(room) if room.free > 0 else None
+            if site is None:
                 any(site.dismiss_idle() for site in self._sites.values())
                 return
-            key, _ = self._wanting.popitem(last=False)
-            site = self._sites.get(key)
-            if site is not None and site.wants_session:
+            self._wanting.discard(site.key)
+            if self._sites.get(site.key) is not site or not site.wants_session:
+                continue
+            if room.of(site.most_urgent) > 0 or site.most_urgent == "auth":  # which may be gone meanwhile
                 self._sessions += 1
                 site.session_begins()
                 self.group.start_soon(site.run_session)
-                if site.wants_session:
-                    self._wanting[key] = None
+            if site.wants_session:
+                self._wanting.add(site.most_urgent, site.key, site)
 
     async def _find_route(self, destination: str) -> None:
         try:

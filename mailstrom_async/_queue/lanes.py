@@ -1,0 +1,120 @@
+"""Who goes first where several wait: lanes share by weight, so that "auth" hardly waits and "bulk" is never starved.
+
+Under load 16 of "auth", 4 of "default" and 1 of "bulk" go in turn; a lane that has nothing leaves its turns to the
+others. And one session is kept: mail that nobody waits for may not use all of those that there may be, or a login code
+would wait until a slow host has taken a newsletter.
+"""
+
+from collections import OrderedDict
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from typing import Generic, NamedTuple, TypeVar
+
+from mailstrom_async._envelope import LANES, Lane
+
+T = TypeVar("T")
+
+STEPS: Mapping[Lane, int] = {"auth": 1, "default": 4, "bulk": 16}
+"""How far a turn puts a lane back: the weights are 16, 4 and 1."""
+
+
+class Turns:
+    """Whose turn it is among lanes. Who has nothing for a while saves nothing up, and owes nothing."""
+
+    __slots__ = ("_next", "_now")
+
+    def __init__(self) -> None:
+        self._now = 0
+        self._next: dict[Lane, int] = dict.fromkeys(LANES, 0)
+
+    def take(self, waiting: Sequence[Lane]) -> Lane:
+        """The lane whose turn it is, of those that have something, the most urgent first; it has had it then."""
+        if len(waiting) == 1:
+            return waiting[0]
+        now, places = self._now, self._next
+        lane = min(waiting, key=lambda lane: max(places[lane], now))
+        self._now = max(places[lane], now)
+        places[lane] = self._now + STEPS[lane]
+        return lane
+
+
+class Room(NamedTuple):
+    """What of the sessions that there may be is left for each lane: one is kept for "auth".
+
+    "bulk" never has the one that is kept. "default" leaves it free from when the first mail of "auth" was seen, so that
+    lanes cost nothing where nobody uses them.
+
+    Attributes:
+        allowed: How many there may be. Where there may be only one, none is kept.
+        free: How many of them are not used by mail other than "auth".
+        auth_seen: There is mail of "auth".
+    """
+
+    allowed: int
+    free: int
+    auth_seen: bool
+
+    def of(self, lane: Lane) -> int:
+        """How many more sessions may be used by a lane."""
+        kept = self.allowed > 1 and (lane == "bulk" or (lane == "default" and self.auth_seen))
+        return self.free - kept
+
+
+class Lanes(Generic[T]):
+    """What waits in one place: within a lane in the order in which it came, the lanes by their weights."""
+
+    __slots__ = ("_auth", "_bulk", "_default", "_lines", "_turns")
+
+    def __init__(self) -> None:
+        self._lines: dict[Lane, OrderedDict[Hashable, T]] = {lane: OrderedDict() for lane in LANES}
+        self._auth, self._default, self._bulk = self._lines.values()
+        self._turns = Turns()
+
+    def __len__(self) -> int:
+        return len(self._auth) + len(self._default) + len(self._bulk)
+
+    def __iter__(self) -> Iterator[T]:
+        """All of it, the most urgent first."""
+        for line in self._lines.values():
+            yield from line.values()
+
+    @property
+    def most_urgent(self) -> Lane:
+        """The first lane that has something; "bulk" if none has."""
+        return "auth" if self._auth else "default" if self._default else "bulk"
+
+    def get(self, lane: Lane, key: Hashable) -> T | None:
+        return self._lines[lane].get(key)
+
+    def add(self, lane: Lane, key: Hashable, one: T) -> None:
+        """The last of its lane, unless it is in it already."""
+        self._lines[lane].setdefault(key, one)
+
+    def put_back(self, lane: Lane, key: Hashable, one: T) -> None:
+        """The first of its lane, because it was taken before and not served."""
+        line = self._lines[lane]
+        line[key] = one
+        line.move_to_end(key, last=False)
+
+    def discard(self, key: Hashable) -> None:
+        """Take it out of all lanes."""
+        for line in self._lines.values():
+            line.pop(key, None)
+
+    def clear(self) -> None:
+        for line in self._lines.values():
+            line.clear()
+
+    def fitting(self, room: Room) -> int:
+        """How many of those that wait there is room for."""
+        default = min(len(self._default), max(0, room.of("default")))
+        bulk = min(len(self._bulk), max(0, room.of("bulk") - default)) if self._bulk else 0
+        return len(self._auth) + default + bulk
+
+    def take(self, room: Room) -> T | None:
+        """The next one, of the lanes that have something and room; None: there is none. "auth" always has room."""
+        waiting: list[Lane] = [
+            lane for lane, line in self._lines.items() if line and (lane == "auth" or room.of(lane) > 0)
+        ]
+        if not waiting:
+            return None
+        return self._lines[self._turns.take(waiting)].popitem(last=False)[1]
