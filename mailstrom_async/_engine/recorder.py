@@ -13,7 +13,7 @@ from mailstrom_async.storage.base import Record, Recorded, Storage
 logger = logging.getLogger("mailstrom_async")
 
 BATCH = 256
-PACE = 0.004
+PACE = 0.015
 """Seconds from one write to the next at the least: what is recorded together shares a commit and its statements. A
 result that comes alone does not wait."""
 PATIENCE = timedelta(seconds=1)

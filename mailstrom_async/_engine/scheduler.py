@@ -24,7 +24,7 @@ READY_CAPACITY = 20_000
 CLAIMED_AT_MOST = 1_000
 CLAIM_BATCH = 100
 BUSY = 32
-PACE = 0.003
+PACE = 0.01
 """Seconds between two claims while so many deliveries are under way: one claim of twenty costs little more than one of
 one, and nobody runs dry meanwhile."""
 STEP_BACK = timedelta(seconds=1)

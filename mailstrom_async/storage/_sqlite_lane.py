@@ -22,6 +22,8 @@ Operation = Callable[[sqlite3.Connection], T]
 
 BATCH = 256
 BATCH_BYTES = 16 * 1024 * 1024
+CROWD = 32
+"""Operations that are worth a transaction, whoever is still to come."""
 IDLE_SECONDS = 0.05
 
 
@@ -44,6 +46,7 @@ class Lane:
         self._waiting: deque[_Waiting] = deque()
         self._running: Sequence[_Waiting] = ()
         self._wake = threading.Event()
+        self._waking: asyncio.AbstractEventLoop | None = None  # that which is about to wake the thread
         self._stopping = False
         self._over: str | None = None
 
@@ -61,13 +64,24 @@ class Lane:
 
     def submit(self, operation: Operation[T], *, size: int = 0) -> asyncio.Future[T]:
         """As `run`, for whoever does not wait for the future yet. It belongs to the event loop that runs this."""
-        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
         self._waiting.append(_Waiting(operation, size, future))
-        self._wake.set()
+        if len(self._waiting) >= CROWD:
+            self._wake.set()
+        elif self._waking is not loop:
+            # Not before the others have had their turn: what they bring shares the commit, and the two threads do not
+            # spend their time on handing each other the interpreter's lock.
+            self._waking = loop
+            loop.call_soon(self._wake_up)
         if self._over is not None:  # asked after the append: whoever ended it either saw this one, or is seen here
             future.cancel()
             raise StorageError(self._over)
         return future
+
+    def _wake_up(self) -> None:
+        self._waking = None
+        self._wake.set()
 
     def stop(self) -> None:
         """End `serve` once all that waits is done. Nothing is to be run after this."""
