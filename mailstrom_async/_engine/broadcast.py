@@ -61,16 +61,19 @@ class Broadcast:
 
     def __init__(self) -> None:
         self._subscriptions: set[Subscription] = set()
+        self._wanted: dict[type[Event], bool] = {}  # what they want, as far as it was asked
         self._watchers: dict[str, set[asyncio.Event]] = {}
 
     @contextmanager
     def subscribe(self, types: tuple[type[Event], ...]) -> Generator[Subscription]:
         subscription = Subscription(types)
         self._subscriptions.add(subscription)
+        self._wanted.clear()
         try:
             yield subscription
         finally:
             self._subscriptions.discard(subscription)
+            self._wanted.clear()
             subscription.end()
 
     @contextmanager
@@ -88,7 +91,10 @@ class Broadcast:
 
     def wants(self, kind: type[Event]) -> bool:
         """Whether somebody reads events of this type: many an event need not even be made."""
-        return any(subscription.wants(kind) for subscription in self._subscriptions)
+        wanted = self._wanted.get(kind)
+        if wanted is None:
+            wanted = self._wanted[kind] = any(subscription.wants(kind) for subscription in self._subscriptions)
+        return wanted
 
     def publish(self, events: Iterable[Event]) -> None:
         if not self._subscriptions:

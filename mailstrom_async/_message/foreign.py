@@ -64,7 +64,9 @@ class Foreign(NamedTuple):
     def mailboxes(self, header: str) -> list[Mailbox]:
         """The addresses of a field; none if it is missing."""
         value = self.values.get(header.lower())
-        return list(mailboxes_of(read_addresses(Place("email", header), value, self.domains))) if value else []
+        if not value:
+            return []
+        return list(mailboxes_of(read_addresses(Place("email", header), value, self.domains)))
 
     @property
     def message_id(self) -> str | None:

@@ -241,7 +241,7 @@ async def test_an_owner_of_another_version_is_named(path, monkeypatch):
     monkeypatch.setattr(_sqlite_share, "PATIENCE_SECONDS", 0.1)
 
     async def speak_the_next_version(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"mailstrom_async sqlite 2\n")
+        writer.write(b"mailstrom_async sqlite 999\n")
 
     async with scripted_owner(path, speak_the_next_version):
         with pytest.raises(StorageInUse, match=r"another version of mailstrom_async; restart all processes"):
