@@ -7,6 +7,8 @@ from collections.abc import Collection, Iterable, Iterator
 from datetime import datetime
 from itertools import islice
 
+from pydantic import ConfigDict, TypeAdapter
+
 from mailstrom_async._envelope import LANES, Lane, PreparedEmail
 from mailstrom_async._errors import StorageError
 from mailstrom_async._status import Attempt, DeliveryResult, MessageStatus, RecipientStatus
@@ -19,6 +21,11 @@ logger = logging.getLogger("mailstrom_async")
 
 MERGED_AT_MOST = 500
 """Destinations that are read side by side: a statement each."""
+
+PIECE = 500
+"""Recipients made into words in one call: a third faster than one by one, and the event loop can't run meanwhile."""
+
+_in_words = TypeAdapter(list[RecipientStatus], config=ConfigDict(defer_build=True))
 
 _WAITING = "due_at IS NOT NULL AND owner IS NULL"
 # As bytes: a destination that is no text must not hold up the others.
@@ -179,20 +186,30 @@ def _status(connection: sqlite3.Connection, key: int) -> MessageStatus:
                 results[text] = to_result(text)
             return results[text]
 
+        recipients: list[RecipientStatus] = []
+        rows = _recipients(connection, key)
+        for start in range(0, len(rows), PIECE):
+            recipients += _in_words.validate_python(
+                [
+                    {
+                        "recipient": written,
+                        "address": address,
+                        "attempts": attempted,
+                        "result": _now_due(result_of(text), due_at),
+                    }
+                    for address, written, attempted, text, due_at in rows[start : start + PIECE]
+                ]
+            )
         return MessageStatus(
             message_id=message_id,
             queued_at=to_time(queued_at),
-            recipients=tuple(
-                RecipientStatus(
-                    recipient=written,
-                    address=address,
-                    attempts=attempted,
-                    result=shown(result_of(text), None if due_at is None else to_time(due_at)),
-                )
-                for address, written, attempted, text, due_at in _recipients(connection, key)
-            ),
+            recipients=tuple(recipients),
             lane="default" if lane is None else lane_of(lane),
         )
+
+
+def _now_due(result: DeliveryResult, due_at: int | None) -> DeliveryResult:
+    return result if result.state != "deferred" or due_at is None else shown(result, to_time(due_at))
 
 
 def _recipients(connection: sqlite3.Connection, key: int) -> list[tuple[str, str, int, str | None, int | None]]:
