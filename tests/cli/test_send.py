@@ -5,14 +5,17 @@ import json
 import re
 import signal
 from email import policy
+from email.headerregistry import Address
 from email.message import EmailMessage
 
 import pytest
+from fast_mail_parser import parse_email
 
 from mailstrom_async import Config, Mailstrom, SQLiteStorage
 from mailstrom_async.testing import CertificateAuthority, Gate, SMTPServer
 
 PDF = b"%PDF-1.7\n" + bytes(range(256)) * 40
+PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256))
 PLAIN = b"From: App <app@example.org>\nTo: ada@swift.example.net\nSubject: Hello\n\nHello Ada\n"
 
 
@@ -59,6 +62,47 @@ async def test_a_real_message_arrives_as_it_was(command, internet, there):
     assert not re.search(rb"^[\w-]*bcc:", received.content, re.IGNORECASE | re.MULTILINE)
     assert b"secret" not in received.content.lower()
     assert not internet.exchangers["mx.swift.example.net"].violations
+
+
+def illustrated_message() -> EmailMessage:
+    """Every kind of part and script at once."""
+    message = EmailMessage()
+    message["From"] = Address("Jörg Müller (Verkauf) [Köln]", "joerg", "example.org")
+    message["To"] = [
+        Address("山田 太郎", "yamada", "swift.example.net"),
+        Address("Straße, Größe & Co.", "b", "swift.example.net"),
+    ]
+    message["Subject"] = "会議のお知らせ：来週の月曜日、午前十時から本社の大会議室にて"
+    message.set_content("Grüße\n")
+    message.add_alternative('<p>Grüße <img src="cid:logo"></p>\n', subtype="html")
+    message.get_body(("html",)).add_related(PNG, maintype="image", subtype="png", cid="<logo>", filename="logo.png")
+    message.add_attachment(PDF, maintype="application", subtype="pdf", filename="🎉 Übersicht.pdf")
+    return message
+
+
+async def test_two_parsers_that_share_no_code_find_all_parts_of_what_arrives(command, internet, there):
+    """A Japanese subject, brackets and umlauts in names, an emoji in a file name, an image in the HTML and a PDF: the
+    standard library's parser, and one in Rust."""
+    original = illustrated_message()
+    (command.folder / "mail.eml").write_bytes(original.as_bytes(policy=policy.SMTP))
+
+    ended = await command("send", *there, "mail.eml")
+
+    assert (ended.status, ended.err) == (0, "")
+    (received,) = internet.exchangers["mx.swift.example.net"].messages
+    other = parse_email(received.content)
+    assert parts(received.email) == parts(original)
+    assert received.email["Subject"] == other.subject == original["Subject"]
+    assert received.email["From"].addresses == original["From"].addresses
+    assert received.email["To"].addresses == original["To"].addresses
+    assert [text.strip() for text in (*other.text_plain, *other.text_html)] == [
+        "Grüße",
+        '<p>Grüße <img src="cid:logo"></p>',
+    ]
+    assert sorted((file.filename, file.mimetype, file.content) for file in other.attachments) == [
+        ("logo.png", "image/png", PNG),
+        ("🎉 Übersicht.pdf", "application/pdf", PDF),
+    ]
 
 
 async def test_the_message_may_come_from_standard_input(command, internet, there):

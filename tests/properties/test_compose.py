@@ -92,6 +92,10 @@ def spelled(mailbox: tuple[str, str, str]) -> str:
     return f'"{escaped}" <{local}@{domain}>'
 
 
+def spelled_group(name: str, members: list[tuple[str, str, str]]) -> str:
+    return f'"{name}": {", ".join(map(spelled, members))};'
+
+
 def on_the_wire(mailbox: tuple[str, str, str]) -> tuple[str, str]:
     name, local, domain = mailbox
     return name, f"{local}@{'.'.join(label.encode('idna').decode() for label in domain.lower().split('.'))}"
@@ -112,6 +116,7 @@ plain_mailboxes = st.tuples(
     st.text(ATEXT, min_size=1, max_size=20),
     st.sampled_from(["example.org", "a-b.example.net", "xn--bcher-kva.example"]),
 )
+plain_names = st.text("abc XYZ,().'é", min_size=1, max_size=30).map(kept_by_the_standard_library).filter(bool)
 lists = st.lists(mailboxes, max_size=20)
 emails = st.fixed_dictionaries(
     {"from_": st.lists(mailboxes, min_size=1, max_size=1), "to": st.lists(mailboxes, min_size=1, max_size=20)},
@@ -226,6 +231,65 @@ def test_what_we_write_is_what_the_standard_library_reads(fields):
     if "references" in fields:
         assert message["References"].split() == [f"<{reference}>" for reference in fields["references"]]
     check_content(fields, message)
+
+
+letters = st.fixed_dictionaries(
+    {
+        "groups": st.lists(plain_names, max_size=3),
+        "members": st.lists(mailboxes, max_size=5),
+        "hidden": st.integers(0, 9),
+    },
+    optional={
+        "sender": plain_mailboxes,
+        "in_reply_to": ids,
+        "list_unsubscribe": st.lists(
+            st.from_regex(r"\A(?:https?://|mailto:)[a-z0-9./?=&%~_@-]{1,300}\Z"), min_size=1, max_size=3
+        ),
+        "calendar": st.text(st.characters(blacklist_categories=["Cs", "Cc"]), max_size=200).map(
+            "BEGIN:VCALENDAR\nMETHOD:REQUEST\nSUMMARY:{}\nEND:VCALENDAR\n".format
+        ),
+    },
+)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(letters, st.sampled_from(["a", "jörg"]))
+def test_groups_hidden_recipients_invitations_and_lists_come_out_right(fields, author):
+    """The envelope has everybody once, the header nobody who is hidden, and each field says what was asked."""
+    hidden = [f"hidden{number}@example.com" for number in range(fields["hidden"])]
+    members = fields["members"] if fields["groups"] else []
+    groups = [spelled_group(name, members) for name in fields["groups"]]
+    asked = {key: fields[key] for key in ("in_reply_to", "list_unsubscribe", "calendar") if key in fields}
+    if "sender" in fields:
+        asked["sender"] = spelled(fields["sender"])
+    email = Email(from_=f"{author}@example.org", to=[*groups, "b@example.net"], bcc=hidden, text="Hello", **asked)
+    prepared = compose(email, Envelope(), STAMP, limits=Limits())
+    header = prepared.content.partition(b"\r\n\r\n")[0].decode()
+    message = BytesParser(policy=policy.default).parsebytes(prepared.content)
+
+    everybody = [*(on_the_wire(member)[1] for member in members), "b@example.net", *hidden]
+    assert {*map(unquoted, prepared.recipients)} == {*map(unquoted, everybody)}
+    assert len({*map(unquoted, prepared.recipients)}) == len(prepared.recipients)
+    assert "hidden" not in header
+    assert prepared.smtputf8 == (not author.isascii())
+    assert f"From: {author}@example.org\r\n" in header
+    assert max(map(len, prepared.content.split(b"\r\n"))) <= 998
+    if author.isascii():
+        check_wire(prepared)
+        assert [group.display_name for group in message["To"].groups] == [*fields["groups"], None]
+        assert [len(group.addresses) for group in message["To"].groups] == [*[len(members)] * len(groups), 1]
+        if "sender" in fields:
+            name, address = on_the_wire(fields["sender"])
+            assert (message["Sender"].address.display_name, message["Sender"].address.addr_spec) == (name, address)
+    assert message["In-Reply-To"] == (f"<{fields['in_reply_to']}>" if "in_reply_to" in fields else None)
+    urls = fields.get("list_unsubscribe", [])
+    assert message.get("List-Unsubscribe", "") == ", ".join(f"<{url}>" for url in urls)
+    assert ("List-Unsubscribe-Post" in message) == any(url.startswith("https:") for url in urls)
+    invitations = [part for part in message.walk() if part.get_content_type() == "text/calendar"]
+    assert len(invitations) == ("calendar" in fields)
+    for part in invitations:
+        assert part.get_param("method") == "REQUEST"
+        assert part.get_payload(decode=True).decode() == crlf(fields["calendar"])
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -148,7 +148,7 @@ def test_an_error_never_quotes_a_hidden_recipient():
         assert "secret" not in str(refused.value)
 
 
-# RFC 5322 appendix A, messages as they would be sent; A.6.3 and the source route of A.6.1 are obsolete and refused.
+# RFC 5322 appendix A, messages as they would be sent, and one after RFC 6532.
 EXAMPLES = {
     "A.1.1": b"""From: John Doe <jdoe@machine.example>
 Sender: Michael Jones <mjones@machine.example>
@@ -230,6 +230,15 @@ Message-ID:              <testabcd.1234@silly.test>
 
 Testing.
 """,
+    "A.6.2": b"""From: John Doe <jdoe@machine.example>
+To: Mary Smith <mary@example.net>
+Subject: Saying Hello
+Date: 21 Nov 97 09:55:06 GMT
+Message-ID: <1234@local.machine.example>
+
+This is a message just to say hello.
+So, "Hello".
+""",
     "RFC 6532": """From: Pelé <pelé@example.com>
 To: 阿Q <用户@例子.广告>
 Subject: Wie heißt das?
@@ -252,6 +261,41 @@ def test_examples_of_the_standards_are_sent_as_they_are(text):
     found = {address.username for field in ("To", "Cc") for address in (named[field].addresses if named[field] else ())}
     if b"(" not in content:  # its parser keeps no address behind some comments
         assert {recipient.partition("@")[0] for recipient in prepared.recipients} == found
+
+
+OBSOLETE = {
+    "A.6.1": (
+        b"""From: Joe Q. Public <john.q.public@example.com>
+To: Mary Smith <@node.test:mary@example.net>, , jdoe@test  . example
+Date: Tue, 1 Jul 2003 10:52:37 +0200
+Message-ID: <5678.21-Nov-1997@example.com>
+
+Hi everyone.
+""",
+        "source routes are not supported",
+    ),
+    "A.6.3": (
+        b"""From  : John Doe <jdoe@machine(comment).  example>
+To    : Mary Smith
+\x20\x20
+          <mary@example.net>
+Subject     : Saying Hello
+Date  : Fri, 21 Nov 1997 09(comment):   55  :  06 -0600
+Message-ID  : <1234   @   local(blah)  .machine .example>
+
+This is a message just to say hello.
+So, "Hello".
+""",
+        "nothing but blanks",
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "reason"), OBSOLETE.values(), ids=OBSOLETE)
+def test_obsolete_messages_are_refused_with_the_reason(text, reason):
+    """RFC 5322 section 4: nobody may write such any more, and readers differ on what they mean."""
+    with pytest.raises(InvalidEmail, match=reason):
+        prepare(text)
 
 
 def test_a_field_is_read_unfolded():
