@@ -66,6 +66,7 @@ class Site:
         self.destinations: set[str] = set()
         self.last_reply: Reply | None = None
         self._sites = sites
+        self._most = sites.portion.of(limits.connections_per_host)
         self._waiting = Lanes[Bundle]()  # by message
         self._sessions = 0
         self._opening = 0
@@ -131,16 +132,13 @@ class Site:
         return Room(allowed, allowed - self._carrying_others + freed, self._sites.auth_seen)
 
     @property
-    def _most(self) -> int:
-        return self._sites.portion.of(self.limits.connections_per_host)
-
-    @property
     def _too_many(self) -> bool:
         """A session has to end because the window was closed, or our portion of the limits became smaller."""
         return self._sessions > min(self.window.allowed, self._most) or self._sites.surplus > 0
 
     def adapt(self) -> None:
         """Our portion of the limits has changed: what idles and is too much ends, what was too much before begins."""
+        self._most = self._sites.portion.of(self.limits.connections_per_host)
         for _ in range(self._sessions - self._most):
             self._wake_idle(False)
         if self.pace is not None:

@@ -254,8 +254,8 @@ def _complete(email: EmailMessage | bytes, stamp: Stamp, message_size: int, doma
         raise TypeError(f"email must be an Email, an EmailMessage or bytes, and is a {type(email).__name__}")
     _check_size(len(content), message_size)
     message = foreign.take_apart(content, domains)
-    authors = message.mailboxes("From")
-    senders = message.mailboxes("Sender")
+    authors = message.mailboxes(foreign.FROM)
+    senders = message.mailboxes(foreign.SENDER)
     return _Written(
         message.message_id or stamp.message_id,
         message.write(stamp),

@@ -18,6 +18,7 @@ from mailstrom_async._message.place import Place
 from mailstrom_async._message.words import check_text
 
 MESSAGE = Place("email")
+FROM, SENDER, TO, CC, BCC = (Place("email", header) for header in ("From", "Sender", "To", "Cc", "Bcc"))
 
 HEADER_LIMIT = 4 * 1024 * 1024
 """Octets: room for a hundred thousand recipients."""
@@ -61,12 +62,10 @@ class Foreign(NamedTuple):
     in_order: bool
     domains: Domains
 
-    def mailboxes(self, header: str) -> list[Mailbox]:
+    def mailboxes(self, place: Place) -> list[Mailbox]:
         """The addresses of a field; none if it is missing."""
-        value = self.values.get(header.lower())
-        if not value:
-            return []
-        return list(mailboxes_of(read_addresses(Place("email", header), value, self.domains)))
+        value = self.values.get(place.header.lower())
+        return list(mailboxes_of(read_addresses(place, value, self.domains))) if value else []
 
     @property
     def message_id(self) -> str | None:
@@ -239,7 +238,7 @@ def _written_anew(name: str, value: str) -> str:
 
 def recipients_of(message: Foreign) -> list[Mailbox]:
     """Those whom the header names, hidden ones included."""
-    return [mailbox for header in ("To", "Cc", "Bcc") for mailbox in message.mailboxes(header)]
+    return [mailbox for place in (TO, CC, BCC) for mailbox in message.mailboxes(place)]
 
 
 def _field(raw: bytes) -> tuple[str, str]:

@@ -21,11 +21,13 @@ class Fresh(NamedTuple):
 
     acceptance: Acceptance
     destination: str
-    recipients: tuple[PendingRecipient, ...]
+    positions: Sequence[int]
     until: float
 
     def claimed(self, delivery_id: int, owner: str, message: QueuedMessage) -> Delivery:
-        return Delivery(delivery_id, self.destination, owner, 1, self.recipients, message)
+        recipients = self.acceptance.prepared.recipients
+        pending = tuple([PendingRecipient(recipients[position], "queued", 0) for position in self.positions])
+        return Delivery(delivery_id, self.destination, owner, 1, pending, message)
 
     def message(self, key: int) -> QueuedMessage:
         prepared = self.acceptance.prepared
@@ -63,12 +65,12 @@ class Recent:
         entries = iter(dues)
         for acceptance in acceptances:
             prepared = acceptance.prepared
-            for (destination, positions), entry in zip(destinations(prepared).items(), entries, strict=False):
-                if entry.size > min(LARGE, self._room) or acceptance.due_at > acceptance.queued_at:
-                    continue
-                self._room -= entry.size
-                pending = tuple([PendingRecipient(prepared.recipients[at], "queued", 0) for at in positions])
-                self._fresh[entry.delivery_id] = Fresh(acceptance, destination, pending, now + KEPT_SECONDS)
+            places = [(0,)] if len(prepared.recipients) == 1 else destinations(prepared).values()
+            # As the first of the two runs out, nothing is lost of the other one.
+            for positions, entry in zip(places, entries, strict=False):
+                if entry.size <= min(LARGE, self._room) and acceptance.due_at <= acceptance.queued_at:
+                    self._room -= entry.size
+                    self._fresh[entry.delivery_id] = Fresh(acceptance, entry.destination, positions, now + KEPT_SECONDS)
 
     def take(self, delivery_ids: Sequence[int]) -> dict[int, Fresh]:
         """Those of these that are known; they are not kept any more."""
