@@ -63,7 +63,7 @@ _BRING_FRESH_FORWARD = """
 _BRING_REST_FORWARD = """
     WITH late AS MATERIALIZED (
         SELECT id, owner FROM mailstrom.deliveries
-        WHERE due_at > $1::timestamptz + $2::interval AND (attempt > 0 OR owner IS NOT NULL)
+        WHERE lane IN (0, 1, 2) AND due_at > $1::timestamptz + $2::interval AND (attempt > 0 OR owner IS NOT NULL)
         ORDER BY id FOR NO KEY UPDATE
     ), changed AS (
         UPDATE mailstrom.deliveries AS d

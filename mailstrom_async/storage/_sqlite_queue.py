@@ -156,14 +156,14 @@ def bring_forward(connection: sqlite3.Connection, now: datetime, longest: timede
     times = {"now": to_integer(now), "longest": longest // timedelta(microseconds=1)}
     fresh = connection.execute(
         "UPDATE deliveries SET due_at = :now WHERE id IN ("
-        " SELECT d.id FROM messages AS m JOIN deliveries AS d ON d.message = m.key"
+        " SELECT d.id FROM messages AS m CROSS JOIN deliveries AS d ON d.message = m.key"  # in this order
         " WHERE m.completed_at IS NULL AND m.queued_at > :now"
         " AND d.due_at = m.queued_at AND d.owner IS NULL AND d.attempt = 0)",
         times,
     )
     retries = connection.execute(
         "UPDATE deliveries SET due_at = :now + (due_at - :now) % :longest"
-        " WHERE due_at > :now + :longest AND owner IS NULL AND attempt > 0",
+        " WHERE lane IN (0, 1, 2) AND due_at > :now + :longest AND owner IS NULL AND attempt > 0",
         times,
     )
     return fresh.rowcount + retries.rowcount

@@ -197,6 +197,7 @@ async def test_no_statement_of_the_queue_looks_at_what_it_does_not_return(store:
     fresh.add([email("11")], [Due(NOW, 12, "11.example", 1)])
     operations: dict[str, Callable[[sqlite3.Connection], object]] = {
         "upcoming": lambda db: _sqlite_reads.upcoming(db, 10, ()),
+        "bringing forward": lambda db: queue.bring_forward(db, NOW, 4 * HOUR),
         "upcoming, some excluded": lambda db: _sqlite_reads.upcoming(db, 10, {"1.example"}),
         "claim": lambda db: queue.claim(db, [10, 11, deliveries[1].id], "two", NOW + HOUR, NOW + 2 * HOUR),
         "claim, some fresh": lambda db: queue.claim(db, [12], "two", NOW + HOUR, NOW + 2 * HOUR, fresh.take([12])),
