@@ -19,21 +19,26 @@ from mailstrom_async.storage.base import Due
 logger = logging.getLogger("mailstrom_async")
 
 MERGED_AT_MOST = 100
-"""Destinations that are read side by side: a part of the statement each."""
+"""Destinations and lanes that are read side by side: a part of the statement each."""
 
 _NEAREST = "SELECT due_at, id, destination, size, lane FROM mailstrom.deliveries WHERE due_at IS NOT NULL"
 
-_DESTINATIONS = """
-    WITH RECURSIVE leap (destination, n) AS (
-        (SELECT min(destination), 1 FROM mailstrom.deliveries WHERE due_at IS NOT NULL)
+_IN_ORDER = "ORDER BY due_at, id LIMIT $1"
+
+_PLACES = """
+    WITH RECURSIVE leap (destination, lane, n) AS (
+        (SELECT destination, lane, 1 FROM mailstrom.deliveries WHERE due_at IS NOT NULL
+            ORDER BY destination, lane LIMIT 1)
         UNION ALL
-        SELECT (SELECT min(destination) FROM mailstrom.deliveries
-            WHERE due_at IS NOT NULL AND destination > leap.destination), n + 1
-        FROM leap WHERE leap.destination IS NOT NULL AND n <= $1
+        SELECT next.destination, next.lane, n + 1 FROM leap CROSS JOIN LATERAL (
+            SELECT d.destination, d.lane FROM mailstrom.deliveries AS d
+            WHERE d.due_at IS NOT NULL AND (d.destination, d.lane) > (leap.destination, leap.lane)
+            ORDER BY d.destination, d.lane LIMIT 1
+        ) AS next WHERE n <= $1
     )
-    SELECT destination FROM leap WHERE destination IS NOT NULL
+    SELECT destination, lane FROM leap
 """
-"""The destinations of all unfinished deliveries, found by leaps over the index, at most $1 + 1."""
+"""The destinations and lanes of all unfinished deliveries, found by leaps over the index, at most $1 + 1."""
 
 _STATUS = """
     SELECT m.message_id, m.queued_at, d.lane, coalesce(r.written, r.address), r.address, r.attempts, r.result,
@@ -62,20 +67,25 @@ async def upcoming(
     lanes = range(len(LANES)) if lane is None else [LANES.index(lane)]
     lines, values = [f"{_NEAREST} AND lane = {number}" for number in lanes], list[object]()
     if excluding:
-        waiting = [row[0] for row in await session.fetch(_DESTINATIONS, MERGED_AT_MOST)]
-        if len(waiting) <= MERGED_AT_MOST:
+        places = await session.fetch(_PLACES, MERGED_AT_MOST)
+        if len(places) <= MERGED_AT_MOST:
             # Side by side in the order of their due times: what is excluded is not even looked at.
-            values += [destination for destination in waiting if destination not in excluding]
-            marks = range(2, len(values) + 2)
-            lines = [f"{line} AND destination = ${mark}" for line in lines for mark in marks]
+            wanted = [place for place in places if place[0] not in excluding and place[1] in lanes]
+            values += [destination for destination, _ in wanted]
+            lines = [
+                f"{_NEAREST} AND lane = {number} AND destination = ${mark}"
+                for mark, (_, number) in enumerate(wanted, 2)
+            ]
         else:
             # Passes over the excluded entries of the index, without touching the table.
             values.append(list(excluding))
             lines = [f"{line} AND destination <> ALL($2::text[])" for line in lines]
     if not lines:
         return []
-    merged = " UNION ALL ".join(lines)
-    return [to_due(row) for row in await session.fetch(f"{merged} ORDER BY due_at, id LIMIT $1", limit, *values)]
+    # Each in its order and no longer than needed: else poor statistics may have all of it read, and sorted.
+    merged = " UNION ALL ".join(f"({line} {_IN_ORDER})" for line in lines)
+    rows = await session.fetch(f"SELECT * FROM ({merged}) AS merged {_IN_ORDER}", limit, *values)  # noqa: S608
+    return [to_due(row) for row in rows]
 
 
 async def status(session: Session, message_id: str) -> MessageStatus | None:

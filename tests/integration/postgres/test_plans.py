@@ -1,0 +1,78 @@
+"""What PostgreSQL reads to answer the scheduler: not the queue, whatever it knows about the tables."""
+
+import json
+from collections.abc import AsyncIterator, Iterator, Sequence
+from datetime import timedelta
+from typing import Any
+
+import asyncpg
+import pytest
+
+from mailstrom_async.storage import _postgres_queue as queue
+from mailstrom_async.storage import _postgres_reads as reads
+from mailstrom_async.storage._postgres_connection import Address, Row, Session, in_schema
+from mailstrom_async.storage.postgres import PostgresStorage
+from mailstrom_async.testing._contract.ground import INSTANT, NOW, email
+
+COUNT = 2000
+FEW, MANY = 20, 200
+"""Destinations: read side by side, and too many for that."""
+
+
+class Explaining(Session):
+    """Notes how many rows each step of each statement gave."""
+
+    def __init__(self, connection: Any, schema: str) -> None:
+        super().__init__(connection, Address("", schema, 10, 0))
+        self.connection = connection
+        self.rows: list[tuple[float, str]] = []
+
+    async def fetch(self, statement: str, *values: object) -> Sequence[Row]:
+        explained = f"EXPLAIN (ANALYZE, FORMAT JSON) {in_schema(statement, self.schema)}"
+        transaction = self.connection.transaction()
+        await transaction.start()
+        [(text,)] = await self.connection.fetch(explained, *values)
+        await transaction.rollback()
+        self.rows += [(step["Actual Rows"], step["Node Type"]) for step in steps(json.loads(text)[0]["Plan"])]
+        return await super().fetch(statement, *values)
+
+
+def steps(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A step, and all below."""
+    yield plan
+    for below in plan.get("Plans", ()):
+        yield from steps(below)
+
+
+@pytest.fixture
+async def connection(dsn: str) -> AsyncIterator[asyncpg.Connection]:
+    """On which small tables are not read from end to end, as large ones are not."""
+    connection = await asyncpg.connect(dsn)
+    await connection.execute("SET enable_seqscan = off")
+    yield connection
+    await connection.close()
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["no statistics", "statistics"])
+@pytest.mark.parametrize("destinations", [FEW, MANY])
+@pytest.mark.rule("E1", "every statement of the queue uses an index")
+async def test_the_nearest_are_found_without_reading_the_others(
+    storage: PostgresStorage, connection: asyncpg.Connection, schema: str, destinations: int, known: bool
+) -> None:
+    """Row E1: some are left out, or none; after a migration nothing is known about the tables, later a lot."""
+    await storage.open(NOW)
+    await storage.enqueue(
+        [email(f"{one}", [f"a@{one % destinations}.example"], due_at=NOW + one * INSTANT) for one in range(COUNT)]
+    )
+    await storage.aclose()
+    if known:
+        await connection.execute(f"ANALYZE {schema}.deliveries, {schema}.messages")
+    session = Explaining(connection, schema)
+    await reads.upcoming(session, 10, ())
+    await reads.upcoming(session, 10, {"1.example", "2.example"})
+    await reads.upcoming(session, 10, {"1.example"}, "default")
+    await queue.bring_forward(session, NOW + timedelta(hours=1), timedelta(hours=4))
+    most = max(session.rows)
+
+    assert len(session.rows) > 20
+    assert most[0] <= reads.MERGED_AT_MOST + 1, most
