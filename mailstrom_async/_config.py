@@ -266,6 +266,10 @@ class Limits(Frozen):
     recipients_per_transaction: Count = 100
     """Every server must take a hundred (RFC 5321 section 4.5.3.1.8)."""
     messages_per_connection: Count = 100
+    bdat_window: Annotated[int, Field(ge=0, le=1000)] = 0
+    """Messages that may be on their way on one connection before the first is answered, at servers that offer CHUNKING
+    (RFC 3030); 16 make one connection to a far server some fifty times faster. Off (0) by default: if the connection is
+    lost, up to so many messages may arrive twice rather than one."""
     rate: Rate | None = None
     """To one site. What is over it waits: that is no attempt and defers nothing. None: as fast as the site takes it."""
     overrides: Annotated[Sequence[LimitsFor], AfterValidator(tuple)] = ()

@@ -215,7 +215,12 @@ class Mailstrom:
                 self._config,
                 self._storage,
                 self._resolver,
-                SMTPConnector(self._config.helo_name, self._config.timeouts, ca_file=self._config.ca_file),
+                SMTPConnector(
+                    self._config.helo_name,
+                    self._config.timeouts,
+                    ca_file=self._config.ca_file,
+                    bdat_window=self._config.limits.bdat_window,
+                ),
                 clock=self._clock,
                 chance=Random(),  # noqa: S311 - spreads load, keeps no secret
                 owner=f"{os.getpid()}-{secrets.token_hex(4)}",

@@ -10,7 +10,16 @@ from mailstrom_async._policy.replies import CLOSING
 from mailstrom_async._policy.verdict import judge, judge_breakdown
 from mailstrom_async._reply import Phase, Reply
 from mailstrom_async._status import Outcome, TLSFacts
-from mailstrom_async.smtp.base import Breakdown, Connector, Following, Refusal, Session, SessionError, Target
+from mailstrom_async.smtp.base import (
+    Breakdown,
+    Connector,
+    Following,
+    Refusal,
+    Session,
+    SessionError,
+    Target,
+    TransactionResult,
+)
 
 logger = logging.getLogger("mailstrom_async")
 
@@ -125,13 +134,7 @@ async def carry(
             raise
         if result.untouched:
             return tuple(waiting)
-        for recipient, refusal in result.decided.items():
-            outcomes[recipient] = judge(refusal.phase, refusal.reply)
-        if result.breakdown is not None:
-            in_doubt = verdict_on(result.breakdown)
-            for recipient in batch:
-                if recipient not in outcomes and recipient not in result.postponed:
-                    outcomes[recipient] = in_doubt
+        outcomes.update(_outcomes(result, batch))
         waiting = [*result.postponed, *rest]
         if waiting and not (session.usable and any(recipient in outcomes for recipient in batch)):
             # The conversation is over, or the server postpones everybody: they are deferred as a whole.
@@ -160,6 +163,25 @@ def _without(recipients: Sequence[str], batch: Sequence[str]) -> Sequence[str]:
         return ()
     gone = set(batch)
     return [recipient for recipient in recipients if recipient not in gone]
+
+
+def _outcomes(result: TransactionResult, batch: Sequence[str]) -> dict[str, Outcome]:
+    """What a transaction did to its recipients, but for those who were postponed."""
+    outcomes = {recipient: judge(refusal.phase, refusal.reply) for recipient, refusal in result.decided.items()}
+    if result.breakdown is not None:
+        in_doubt = verdict_on(result.breakdown)
+        for recipient in batch:
+            if recipient not in outcomes and recipient not in result.postponed:
+                outcomes[recipient] = in_doubt
+    return outcomes
+
+
+def outcomes_of(
+    result: TransactionResult, message: QueuedMessage, recipients: Sequence[str], at_once: int
+) -> dict[str, Outcome]:
+    """What the first transaction of a message did, if no other follows it."""
+    _, batch = first_transaction(message, recipients, at_once)
+    return {**dict.fromkeys(recipients, _not_reached(result.breakdown)), **_outcomes(result, batch)}
 
 
 _STOPPED_IN_DOUBT = judge_breakdown(

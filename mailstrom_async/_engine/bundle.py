@@ -1,5 +1,6 @@
 """What a session carries at a time, and what it will carry next."""
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -27,14 +28,15 @@ class Bundle:
 
 
 class Lookahead:
-    """The bundle that a session will carry next, if its envelope went out with the end of the content before."""
+    """The bundles that a session will carry next, in this order: the first one's envelope, or where the server takes
+    BDAT all of several, went out with what is carried now."""
 
     def __init__(self, site: "Site") -> None:
         self._site = site
-        self._bundle: Bundle | None = None
+        self._bundles: deque[Bundle] = deque()
 
     def __bool__(self) -> bool:
-        return self._bundle is not None
+        return bool(self._bundles)
 
     def reserve(self, session: Session, carries_other: bool) -> tuple[QueuedMessage, Sequence[str]] | None:
         """Bind the next bundle to the session, if there is one to spare.
@@ -45,18 +47,22 @@ class Lookahead:
         """
         if not self._site.may_look_ahead(session):
             return None
-        self._bundle = self._site.take(freed=carries_other)
-        if self._bundle is None:
+        bundle = self._site.take(freed=carries_other)
+        if bundle is None:
             return None
-        message, at_once = self._bundle.deliveries[0].message, self._site.limits.recipients_per_transaction
-        return first_transaction(message, self._bundle.recipients, at_once)
+        self._bundles.append(bundle)
+        message, at_once = bundle.deliveries[0].message, self._site.limits.recipients_per_transaction
+        return first_transaction(message, bundle.recipients, at_once)
 
     def take(self) -> Bundle | None:
-        bundle, self._bundle = self._bundle, None
-        return bundle
+        return self._bundles.popleft() if self._bundles else None
 
-    def give_back(self) -> None:
-        """The session is over: another one may carry it."""
-        bundle = self.take()
-        if bundle is not None:
-            self._site.put_back(bundle)
+    def give_back(self, session: Session | None) -> None:
+        """The session is over. What was sent ahead whole has an outcome; the rest another session may carry."""
+        if session is None or not self._bundles:
+            return
+        given_up = [(self._bundles.popleft(), result) for result in session.abandon()]
+        while self._bundles:
+            self._site.put_back(self._bundles.pop())
+        for bundle, result in reversed(given_up):
+            self._site.settle_given_up(bundle, session, result)

@@ -13,6 +13,7 @@ from mailstrom_async._engine.attempt import (
     Unreachable,
     carry,
     open_session,
+    outcomes_of,
     worth_another_host,
 )
 from mailstrom_async._engine.bundle import Bundle, Lookahead
@@ -27,7 +28,7 @@ from mailstrom_async._policy.verdict import judge_breakdown
 from mailstrom_async._queue.lanes import Lanes, Room
 from mailstrom_async._reply import Phase, Reply
 from mailstrom_async._status import Outcome, SiteStatus
-from mailstrom_async.smtp.base import Following, Session
+from mailstrom_async.smtp.base import Following, Session, TransactionResult
 
 if TYPE_CHECKING:
     from mailstrom_async._engine.sites import Sites
@@ -187,8 +188,8 @@ class Site:
         urgent = False
         try:
             while self.ready or lookahead or (session is not None and session.usable and await self._idle_until_work()):
-                if session is not None and not self._fit(session):
-                    lookahead.give_back()
+                if session is not None and not (self._fit(session) or (lookahead and session.usable)):
+                    lookahead.give_back(session)
                     await self._part_from(session)
                     session = None
                     continue  # another session may have taken what waited while this one was ended
@@ -198,13 +199,12 @@ class Site:
                         return
                 if (bundle := lookahead.take() or self.take()) is not None:
                     urgent = bundle.lane == "auth"
-                    self._drop_lost(bundle)
+                    if not session.sent_ahead(bundle.deliveries[0].message):
+                        self._drop_lost(bundle)
                 if bundle is not None and bundle.deliveries:
-                    session = await self._carry(session, bundle, lookahead)
+                    await self._carry(session, bundle, lookahead)
                 bundle = None  # or its content would stay in memory while the session idles
-                if session is None:
-                    lookahead.give_back()
-                elif not lookahead and (
+                if not lookahead and (
                     self._too_many or self._has_had_its_turn(session) or (urgent and self._used_what_is_kept)
                 ):
                     return
@@ -212,7 +212,7 @@ class Site:
             # One session's fault is not the others': its deliveries are settled in _carry, the site goes on.
             logger.exception("a session with %s failed unexpectedly", self.key)
         finally:
-            lookahead.give_back()
+            lookahead.give_back(session)
             self._sessions -= 1
             self._parting += 1
             self._sites.session_parts()
@@ -353,8 +353,8 @@ class Site:
         self._waiting.clear()
         return deliveries
 
-    async def _carry(self, session: Session, bundle: Bundle, lookahead: "Lookahead") -> Session | None:
-        """Carry a bundle over a session; returns the session if it can be used further."""
+    async def _carry(self, session: Session, bundle: Bundle, lookahead: "Lookahead") -> None:
+        """Carry a bundle over a session."""
         started_at = self._sites.settlement.now()
         fresh = session.transactions == 0
         outcomes: dict[str, Outcome] = {}
@@ -388,10 +388,17 @@ class Site:
                 outcomes = {**dict.fromkeys(untouched, closed), **outcomes}
             self._settle(bundle, outcomes, started_at, spoken[-1])
             self._learn(bundle, outcomes, spoken[-1])
-        if session.usable:
-            return session
-        session.abort()
-        return None
+        if not session.usable:
+            session.abort()
+
+    def settle_given_up(self, bundle: Bundle, session: Session, result: TransactionResult) -> None:
+        """The session is over, on which this was sent ahead."""
+        if result.untouched:
+            self.put_back(bundle)
+            return
+        message, at_once = bundle.deliveries[0].message, self.limits.recipients_per_transaction
+        outcomes = outcomes_of(result, message, bundle.recipients, at_once)
+        self._settle(bundle, outcomes, self._sites.settlement.now(), session)
 
     def _learn(self, bundle: Bundle, outcomes: Mapping[str, Outcome], session: Session) -> None:
         """What an attempt tells of the site opens its window or closes it."""

@@ -103,8 +103,8 @@ class TransactionResult:
 
 
 Following = Callable[[], tuple[QueuedMessage, Sequence[str]] | None]
-"""Names the message, and its recipients, that will be sent next on a session; None: none yet. Called once, at the last
-moment at which it is of use."""
+"""Names the message, and its recipients, that will be sent next on a session; None: none yet. Called at the last moment
+at which it is of use: once, or, where a window of messages may be on their way, for each that there is room for."""
 
 
 class Session(Protocol):
@@ -143,7 +143,8 @@ class Session(Protocol):
 
         Args:
             following: What it names must be the next that is sent, as its envelope may go out together with the end of
-                this content, which saves a round trip. If it is not, the session is of no use any more.
+                this content, which saves a round trip. If it is not, the session is of no use any more. Where a window
+                was asked for and the server offers CHUNKING, several may be named, and go out whole: see `sent_ahead`.
 
         Cancelled, the connection is aborted, so that nothing that was buffered still gets out; if the final dot was
         sent, the outcome is unknown.
@@ -151,6 +152,16 @@ class Session(Protocol):
         Raises:
             ValueError: An address can't stand in a command; nothing was sent. Whoever accepted it should not have.
         """
+        ...
+
+    def sent_ahead(self, message: QueuedMessage) -> bool:
+        """This message, which was named to be the next, went out with its content: it must be asked for by `transact`
+        with the same recipients, or given up by `abandon`."""
+        ...
+
+    def abandon(self) -> Sequence[TransactionResult]:
+        """Drop the connection. What became of the messages that were sent ahead whole, in the order in which they were
+        named; those named after them were not sent."""
         ...
 
     async def quit(self) -> None:

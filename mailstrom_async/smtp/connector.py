@@ -3,6 +3,7 @@
 import asyncio
 import ssl
 import threading
+from functools import partial
 from pathlib import Path
 
 from mailstrom_async._config import Timeouts
@@ -16,13 +17,17 @@ from mailstrom_async.smtp.session import SMTPSession
 class SMTPConnector:
     """Opens SMTP sessions over TCP. Implements `mailstrom_async.smtp.Connector`."""
 
-    def __init__(self, helo_name: str, timeouts: Timeouts, *, ca_file: Path | None = None) -> None:
+    def __init__(
+        self, helo_name: str, timeouts: Timeouts, *, ca_file: Path | None = None, bdat_window: int = 0
+    ) -> None:
         """
         Args:
             helo_name: How we introduce ourselves.
             timeouts: How long to wait for whom.
             ca_file: The trusted certificate authorities, in PEM; None: the system's.
+            bdat_window: As `Limits.bdat_window`.
         """
+        self._bdat_window = bdat_window
         self._helo_name = helo_name
         self._timeouts = timeouts
         self._contexts = Contexts(ca_file)
@@ -34,13 +39,14 @@ class SMTPConnector:
             SessionError: None could be opened; says why.
         """
         context = await self._context(target)
-        opening = Opening(target, self._helo_name, self._timeouts, policy=target.tls, context=context)
+        opening = partial(
+            Opening, target, self._helo_name, self._timeouts, context=context, bdat_window=self._bdat_window
+        )
         try:
-            return await opening.run()
+            return await opening(policy=target.tls).run()
         except HandshakeFailed as failed:
             why = str(failed)
-        opening = Opening(target, self._helo_name, self._timeouts, policy="none", context=context, why_plaintext=why)
-        return await opening.run()
+        return await opening(policy="none", why_plaintext=why).run()
 
     async def _context(self, target: Target) -> ssl.SSLContext:
         verify = tls.checks_certificate(target.tls)

@@ -29,6 +29,7 @@ class Offers:
     """
 
     pipelining: bool = False
+    chunking: bool = False
     eight_bit_mime: bool = False
     smtputf8: bool = False
     size: int | None = None
@@ -45,6 +46,11 @@ class Envelope(NamedTuple):
     def group(self) -> bytes:
         """The commands that go out together (RFC 2920 section 3.1: DATA may be the last of a group)."""
         return b"".join((self.mail, *self.rcpt, DATA))
+
+    def chunk(self, message: QueuedMessage) -> tuple[bytes, bytes]:
+        """The command that announces the whole content, and what has to be added to that (RFC 3030 section 2)."""
+        end = b"" if message.content.endswith(b"\r\n") else b"\r\n"
+        return b"BDAT %d LAST\r\n" % (len(message.content) + len(end)), end
 
     @property
     def commands(self) -> int:

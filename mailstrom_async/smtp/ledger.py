@@ -1,7 +1,7 @@
 """Whose reply is whose: the replies to one message's commands, in their order, and what they decide.
 
-MAIL comes first, then a RCPT for each recipient, then DATA, then the end of the content. Each is answered by one reply,
-whether the commands were sent one by one or together.
+MAIL comes first, then a RCPT for each recipient, then DATA, then the end of the content; with BDAT there is no DATA.
+Each is answered by one reply, whether the commands were sent one by one or together.
 """
 
 from collections.abc import Iterable
@@ -27,27 +27,32 @@ class Ledger:
         postponed: Those whom it will take, but not in this transaction.
         refused: DATA was answered, and there will be no content.
         wants_content: DATA was answered, and the server waits.
+        ended: The end of the content was answered: nothing more comes.
     """
 
     __slots__ = (
+        "_chunked",
         "_host",
         "_left",
         "_recipients",
         "accepted",
         "decided",
+        "ended",
         "phase",
         "postponed",
         "refused",
         "wants_content",
     )
 
-    def __init__(self, recipients: tuple[str, ...], host: str) -> None:
+    def __init__(self, recipients: tuple[str, ...], host: str, *, chunked: bool = False) -> None:
         self.phase = Phase.MAIL
         self.decided: dict[str, Refusal] = {}
         self.accepted: list[str] = []
         self.postponed: list[str] = []
         self.refused = False
         self.wants_content = False
+        self.ended = False
+        self._chunked = chunked
         self._recipients = recipients
         self._host = host
         self._left = 0  # RCPT commands without a reply
@@ -104,7 +109,7 @@ class Ledger:
             self._decide((recipient,), answer)
         self._left -= 1
         if not self._left:
-            self.phase = Phase.DATA
+            self.phase = Phase.END_OF_DATA if self._chunked else Phase.DATA
 
     def _data(self, answer: Answer) -> None:
         if answer.code == START_INPUT:
@@ -118,7 +123,19 @@ class Ledger:
     def _end(self, answer: Answer) -> None:
         if not (answer.negative or answer.positive):
             raise Broken("protocol", f"answered {answer.code} to the whole message")
+        if self._chunked and answer.positive:
+            self._check_chunk(answer)
+        self.ended = True
         self._decide(self.accepted, answer)
+
+    def _check_chunk(self, answer: Answer) -> None:
+        """With DATA, a 354 in between shows that replies and commands are in step. With BDAT nothing does, and a reply
+        too many would make another command's yes the delivery of this message; but often it can be told."""
+        if not self.accepted:
+            raise Broken("protocol", "took a message that it had refused for all")
+        if answer.enhanced is not None and answer.enhanced.startswith("2.1."):
+            # Addressing status (RFC 3463 section 3.2): the reply to a MAIL or RCPT.
+            raise Broken("protocol", f"answered {answer} to the whole message, which is no reply to that")
 
     def _decide(self, recipients: Iterable[str], answer: Answer) -> None:
         refusal = Refusal(self.phase, answer.to(self.phase, self._host))

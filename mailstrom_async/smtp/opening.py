@@ -82,11 +82,13 @@ class Opening:
         policy: TLSPolicy,
         context: ssl.SSLContext,
         why_plaintext: str = "TLS is switched off",
+        bdat_window: int = 0,
     ) -> None:
         """
         Args:
             policy: What is demanded of this connection; after a failed handshake less than the target demands.
             why_plaintext: Why there is no TLS, if `policy` is "none".
+            bdat_window: Messages that may be on their way at the same time; 0: CHUNKING is not used.
         """
         self._target = target
         self._timeouts = timeouts
@@ -94,6 +96,7 @@ class Opening:
         self._context = context
         self._transcript = Transcript()
         self._facts = TLSFacts(why=why_plaintext)
+        self._bdat_window = bdat_window
         self._protocol = StrictProtocol(self._transcript)
         self._transport: asyncio.BaseTransport | None = None
         self._smtp = aiosmtplib.SMTP(
@@ -129,12 +132,13 @@ class Opening:
         size = extensions.get("size")
         offers = Offers(
             pipelining="pipelining" in extensions,
+            chunking="chunking" in extensions,
             eight_bit_mime="8bitmime" in extensions,
             smtputf8="smtputf8" in extensions,
             size=None if size is None else int(size) if size.isascii() and size.isdigit() else 0,
         )
         wire = Wire(cast(asyncio.Transport, self._transport), self._transcript)
-        return SMTPSession(wire, self._target, self._facts, offers, self._timeouts)
+        return SMTPSession(wire, self._target, self._facts, offers, self._timeouts, bdat_window=self._bdat_window)
 
     # The steps.
 

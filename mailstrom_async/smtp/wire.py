@@ -3,7 +3,7 @@
 import asyncio
 import math
 import socket
-from typing import Literal
+from typing import Literal, NoReturn
 
 from mailstrom_async._policy.replies import Answer, ReplyQueue
 from mailstrom_async.smtp.transcript import Transcript
@@ -154,6 +154,12 @@ class Wire(asyncio.Protocol):
                     f"gave no answer within {seconds:g} s" if deadline < until else "draws its answers out too long",
                 )
         return answer
+
+    def give_up(self) -> NoReturn:
+        """Drop the connection, and raise why there is no reply (Broken)."""
+        self.abort()
+        self._check()
+        raise AssertionError("a reply is here")
 
     async def drain(self, seconds: float) -> None:
         """Wait until the kernel took what was written, or a reply is here; let others run in any case.

@@ -51,9 +51,9 @@ A script says what an `SMTPServer` does in place of the usual, which is to take 
 It is in force over all sessions, and may be changed at any time: `server.script["RCPT"] = "450 4.2.1 busy"`.
 
 The moments: "connect" (before anything is sent), "greeting", "EHLO", "HELO", "STARTTLS", "AUTH", "MAIL", "RCPT",
-"DATA", "body" (the client begins to send the content), "end of data" (it has sent the final dot), "RSET", "NOOP",
-"VRFY", "QUIT". More exact ones go before: "MAIL FROM:<address>", "RCPT TO:<address>", and "RCPT #2" for the second
-recipient of a transaction.
+"DATA", "body" (the client begins to send the content), "end of data" (it has sent the final dot, or all octets of the
+last BDAT), "BDAT" (all octets of one that is not the last), "RSET", "NOOP", "VRFY", "QUIT". More exact ones go before:
+"MAIL FROM:<address>", "RCPT TO:<address>", and "RCPT #2" for the second recipient of a transaction.
 
 The actions: a reply as str; `Reply` with something to do after it; `Greylist`; `Delay`, `Drip` and `Gate` (hold until
 the test opens it) for what is slow; `Hang`, `Close`, `HalfClose`, `Reset` for what breaks; `StopReading` and

@@ -230,6 +230,7 @@ MOMENTS = (
     "MAIL",
     "RCPT",
     "DATA",
+    "BDAT",
     "body",
     "end of data",
     "RSET",

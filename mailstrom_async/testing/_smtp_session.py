@@ -1,4 +1,5 @@
-"""The commands of SMTP, as the scripted server understands them (RFC 5321, 1870, 2920, 3207, 4954, 6152, 6531)."""
+"""The commands of SMTP, as the scripted server understands them (RFC 5321, 1870, 2920, 3030, 3207, 4954, 6152,
+6531)."""
 
 import re
 import ssl
@@ -6,6 +7,7 @@ from dataclasses import dataclass, field
 
 from mailstrom_async.testing._actions import Action, Context, Script
 from mailstrom_async.testing._auth import Accounts, Exchange
+from mailstrom_async.testing._chunk import Chunk
 from mailstrom_async.testing._connection import Connection, Settle, requested_name
 from mailstrom_async.testing._records import Ledger, ReceivedMessage, now
 
@@ -78,6 +80,8 @@ class SMTPSession(Connection):
         self._searched = 0
         self._too_big = False
         self._content: bytes | None = None
+        self._chunk: Chunk | None = None  # its octets come next
+        self._chunks = bytearray()
         self._commands = {
             "EHLO": self._hello,
             "HELO": self._hello,
@@ -86,6 +90,7 @@ class SMTPSession(Connection):
             "MAIL": self._mail,
             "RCPT": self._rcpt,
             "DATA": self._data,
+            "BDAT": self._bdat,
             "RSET": self._rset,
             "NOOP": self._noop,
             "VRFY": self._vrfy,
@@ -127,7 +132,7 @@ class SMTPSession(Connection):
             self.close()
 
     def finish(self, error: Exception | None) -> None:
-        self.record.aborted = error is not None or self._in_content
+        self.record.aborted = error is not None or self._in_content or self._chunk is not None
         self.ledger.end(self.record)
 
     def _perform(
@@ -165,8 +170,8 @@ class SMTPSession(Connection):
 
     def pump(self) -> None:
         while self.buffer and not self.busy:
-            if self._in_content:
-                if not self._read_content():
+            if self._in_content or self._chunk is not None:
+                if not (self._read_content() if self._chunk is None else self._read_chunk(self._chunk)):
                     return
                 continue
             end = self.buffer.find(b"\n") + 1
@@ -215,6 +220,8 @@ class SMTPSession(Connection):
             self._violation("plaintext behind STARTTLS")
         elif verb in _LAST_OF_GROUP:
             self._violation(f"sent more behind {verb} before it was answered")
+        elif verb == "BDAT":
+            return  # its octets; `_read_chunk` looks at what comes behind them
         elif "PIPELINING" not in self._offered:
             self._violation(f"pipelined behind {verb}, and PIPELINING was not offered")
         self.record.pipelined += 1
@@ -436,6 +443,57 @@ class SMTPSession(Connection):
         self._content = content
         self._perform(("end of data",), usual, self._content_answered)
 
+    def _bdat(self, verb: str, argument: str, line: str) -> None:
+        chunk = Chunk.parse(argument)
+        if "CHUNKING" not in self._offered:
+            self._violation("BDAT, and CHUNKING was not offered")
+            self.write(b"502 5.5.1 BDAT is not available\r\n")
+        elif chunk is None:
+            self._violation("BDAT that can't be parsed")
+            self.write(b"501 5.5.4 Syntax: BDAT size [LAST]\r\n")
+        else:
+            # Whatever will be said to it: the octets come, and are not to be read as commands (RFC 3030 section 2).
+            self._chunk = chunk
+            if not self._transaction.rcpt_tried:
+                self._violation("BDAT before RCPT")
+            if not self._chunks and self._settings.script:
+                self._perform(("body",), b"", lambda reply, replaced: None)
+            if not chunk.size and not self.busy:
+                self._read_chunk(chunk)  # `pump` waits for more, and nothing needs to come
+
+    def _read_chunk(self, chunk: Chunk) -> bool:
+        """Take the octets of a chunk if they are all here."""
+        if len(self.buffer) < chunk.size:
+            return False
+        self._chunk = None
+        self._chunks += self.buffer[: chunk.size]
+        del self.buffer[: chunk.size]
+        if self.buffer:
+            if "PIPELINING" not in self._offered:
+                self._violation("sent more behind a chunk before it was answered")
+            self.record.pipelined += 1
+        if not chunk.last:
+            usual = self._no_content() or b"250 2.0.0 Octets received\r\n"
+            self._perform(("BDAT",), usual, lambda reply, replaced: None)
+            return True
+        content = bytes(self._chunks)
+        self._chunks.clear()
+        self._check_content(content)
+        limit = self._settings.size_limit
+        refusal = self._no_content()
+        if refusal is None and limit is not None and len(content) > limit:
+            refusal = b"552 5.3.4 Message too big\r\n"
+        self._content = content
+        taken = f"250 2.0.0 Taken as {self.ledger.received + 1}\r\n".encode()
+        self._perform(("end of data",), refusal or taken, self._content_answered)
+        return True
+
+    def _no_content(self) -> bytes | None:
+        """Why no content can be taken now, if so."""
+        if self._transaction.sender is None:
+            return b"503 5.5.1 MAIL first\r\n"
+        return None if self._transaction.recipients else b"554 5.5.1 No valid recipients\r\n"
+
     def _content_answered(self, reply: bytes, replaced: bool) -> None:
         if reply.startswith(b"2"):
             self.take()
@@ -479,6 +537,7 @@ class SMTPSession(Connection):
         def settle(reply: bytes, replaced: bool) -> None:
             if reply.startswith(b"2"):
                 self._transaction = _Transaction()
+                self._chunks.clear()
 
         self._perform((verb,), b"250 2.0.0 Reset\r\n", settle, command=line)
 

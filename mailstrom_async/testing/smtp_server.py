@@ -31,7 +31,7 @@ class SMTPServer:
         host: The loopback address to listen on.
         port: 0: a free one.
         name: How it calls itself.
-        extensions: What it offers after EHLO, besides STARTTLS and AUTH.
+        extensions: What it offers after EHLO, besides STARTTLS and AUTH. It knows CHUNKING, too, if that is among them.
         tls: A server context, as `CertificateAuthority.server_context` makes: STARTTLS is offered.
         implicit_tls: TLS from the first byte on, in place of STARTTLS.
         users: Passwords by username. AUTH is offered within TLS, and MAIL demands it.
