@@ -185,17 +185,15 @@ class Window:
         wire, content = self._wire, flight.message.content
         announcement, end = flight.envelope.chunk(flight.message)
         wire.expect()
-        if len(content) <= CHUNK:
-            self._write(flight, b"".join((announcement, content, end)))
-        else:
-            wire.write(announcement)
-            for start in range(0, len(content), CHUNK):
-                wire.write(content[start : start + CHUNK])
-                await wire.drain(self._timeouts.block.total_seconds())
-                if wire.answered:
-                    self._refused_early(flight)
-                    return
-            self._write(flight, end)
+        rest = 0
+        while len(content) - rest > CHUNK:
+            wire.write(b"".join((announcement, content[rest : rest + CHUNK])))
+            announcement, rest = b"", rest + CHUNK
+            await wire.drain(self._timeouts.block.total_seconds())
+            if wire.answered:
+                self._refused_early(flight)
+                return
+        self._write(flight, b"".join((announcement, content[rest:], end)))
         if wire.unsent:
             await wire.drain(self._timeouts.block.total_seconds())
             if wire.unsent:
@@ -204,10 +202,7 @@ class Window:
     def _refused_early(self, flight: Flight) -> None:
         """The server answered before it had the whole content. A refusal decides; nothing can follow it here."""
         self._wire.transcript.ours(next(flight.commands))
-        answer = self._wire.take() or self._wire.give_up()
-        if answer.positive:
-            raise Broken("protocol", f"answered {answer.code} before it had the whole message")
-        self._route(answer)
+        self._route(self._wire.take() or self._wire.give_up())
         self._wire.abort()
 
     # In
@@ -230,6 +225,8 @@ class Window:
 
     def _route(self, answer: Answer) -> None:
         flight = self._flights[0]
+        if flight.ledger.phase is Phase.END_OF_DATA and answer.positive and not self.in_doubt(flight):
+            raise Broken("protocol", f"answered {answer.code} before it had the whole message")
         flight.take(answer)
         if flight.ledger.ended:
             self._remove(flight)

@@ -260,3 +260,20 @@ def test_large_contents_wait_for_their_turn(window, size):
 
     assert fates(sender, 3) == ["taken"] * 3
     assert server.taken == [0, 1, 2]
+
+
+async def test_a_yes_before_the_content_is_sent_is_none():
+    """The kernel did not take the end of the content; the server can't have it, whatever it says."""
+    line = Line(takes=60)
+    sender = Sender(line, 1, 4)
+    sending = asyncio.create_task(sender.run())
+    await asyncio.sleep(0)
+    line.arrive(b"250 ok\r\n" * 3)
+    for _ in range(3):
+        await asyncio.sleep(0)
+    line.arrive(b"250 ok\r\n")
+    async with asyncio.timeout(PATIENCE):
+        await sending
+
+    assert fates(sender, 1) == ["broken"]
+    assert sender.results[0].breakdown.cause == "protocol"
