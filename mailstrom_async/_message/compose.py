@@ -8,7 +8,7 @@ from typing import NamedTuple
 from mailstrom_async._config import Config, Limits
 from mailstrom_async._email import Email
 from mailstrom_async._envelope import PreparedEmail
-from mailstrom_async._message import foreign
+from mailstrom_async._message import foreign, stdlib
 from mailstrom_async._message.addresses import (
     FULL_NAMES,
     Domains,
@@ -247,7 +247,7 @@ def _custom_fields(email: Email) -> list[str]:
 
 def _complete(email: EmailMessage | bytes, stamp: Stamp, message_size: int, domains: Domains) -> _Written:
     if isinstance(email, EmailMessage):
-        content = foreign.flatten(email, stamp)
+        content = stdlib.flatten(email, stamp)
     elif isinstance(email, bytes):  # pyright: ignore[reportUnnecessaryIsInstance] - not every caller checks types
         content = email
     else:

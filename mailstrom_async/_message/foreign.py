@@ -1,19 +1,12 @@
 """Messages that callers hand in whole: checked, completed, and otherwise left as they are, byte for byte."""
 
-import copy
-import io
 import re
 from collections.abc import Container, Iterator
-from email import policy
-from email.generator import BytesGenerator
-from email.message import EmailMessage
 from typing import NamedTuple
 
-from mailstrom_async._errors import InvalidEmail
-from mailstrom_async._message.addresses import ANY, FULL_NAMES, Domains, Mailbox, mailboxes_of, read_addresses
-from mailstrom_async._message.headers import address_field, check_name, literal_field, text_field
+from mailstrom_async._message.addresses import FULL_NAMES, Domains, Mailbox, mailboxes_of, read_addresses
 from mailstrom_async._message.ids import Stamp, foreign_id, format_date
-from mailstrom_async._message.lines import BLOCK, LINE_LIMIT, WithCRLF, bytes_to_crlf, join, long_line
+from mailstrom_async._message.lines import LINE_LIMIT, WithCRLF, bytes_to_crlf, join, long_line
 from mailstrom_async._message.place import Place
 from mailstrom_async._message.words import check_text
 
@@ -23,9 +16,6 @@ FROM, SENDER, TO, CC, BCC = (Place("email", header) for header in ("From", "Send
 HEADER_LIMIT = 4 * 1024 * 1024
 """Octets: room for a hundred thousand recipients."""
 
-ADDRESS_FIELDS = frozenset({"from", "sender", "reply-to", "to", "cc", "bcc"})
-# What loses its meaning when it is encoded.
-LITERAL_FIELDS = frozenset({"message-id", "in-reply-to", "references", "date", "mime-version"})
 HIDDEN = frozenset({"bcc", "resent-bcc", "return-path"})
 # RFC 5322 section 3.6: at most one of each. Two From fields are how one reader is shown another author than the next.
 ONCE = frozenset(
@@ -173,67 +163,6 @@ def _fields(header: bytes) -> Iterator[tuple[str, str]]:
     if _BLANK_LINE.search(header) is not None:
         raise MESSAGE.error("has a line of nothing but blanks in its header; remove it")
     return map(_field, _NEXT_FIELD.split(header.removesuffix(b"\r\n")))
-
-
-class _Generator(BytesGenerator):
-    """The standard library's writer, but in blocks where it would split megabytes into lines in one go, which blocks
-    the event loop for a second. If it should call this differently one day, it is slow again, and nothing worse."""
-
-    def _write_lines(self, lines: str) -> None:
-        start = 0
-        while start < len(lines):
-            end = lines.find("\n", start + BLOCK) + 1 or len(lines)
-            block = lines[start:end].replace("\r\n", "\n").replace("\r", "\n")
-            self.write(block.replace("\n", "\r\n"))
-            start = end
-
-
-def flatten(message: EmailMessage, stamp: Stamp) -> bytes:
-    """A stdlib message as bytes, with the fields that must not be missing.
-
-    Its header is written by us: the stdlib of some patch levels loses recipients (CVE-2025-1795), encodes URLs, and
-    takes line breaks in the names of fields.
-
-    Raises:
-        InvalidEmail: It can't be written.
-    """
-    try:
-        named = [(name, str(value)) for name, value in message.items() if not _is_content(name)]
-        content = copy.copy(message)
-        for name, _ in named:
-            del content[name]
-        if content.is_multipart() and content.get_boundary() is None:
-            content.set_boundary(f"=_{stamp.token}")  # or all of it would be searched for one that is free
-        written = io.BytesIO()
-        written.write("".join([_written_anew(name, value) for name, value in named]).encode())
-        for field in missing_fields({name.lower() for name, _ in named}, stamp):
-            written.write(field + b"\r\n")
-        _Generator(written, mangle_from_=False, policy=policy.SMTP.clone(cte_type="7bit")).flatten(content)
-    except InvalidEmail:
-        raise
-    except RecursionError:
-        raise MESSAGE.error("the EmailMessage is nested too deeply; attach fewer parts inside of parts") from None
-    except Exception as error:
-        # Of this or that kind, depending on what is wrong inside: the stdlib finds out while it writes.
-        raise MESSAGE.error(f"the EmailMessage can't be written: {type(error).__name__}") from error
-    for name in content:
-        check_name(MESSAGE, name)
-    return written.getvalue()
-
-
-def _is_content(name: str) -> bool:
-    return name.lower().startswith("content-")
-
-
-def _written_anew(name: str, value: str) -> str:
-    check_name(MESSAGE, name)
-    place, known = Place("email", name), name.lower()
-    if known in ADDRESS_FIELDS:
-        addresses = read_addresses(place, value, ANY)  # whether they are allowed is asked when all of it is read again
-        return address_field(name, addresses) if addresses else ""
-    if known in LITERAL_FIELDS or known.startswith("list-"):
-        return literal_field(place, name, value.split())
-    return text_field(place, name, value)
 
 
 def recipients_of(message: Foreign) -> list[Mailbox]:

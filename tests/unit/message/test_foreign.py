@@ -11,6 +11,7 @@ from mailstrom_async import InvalidEmail, Limits
 from mailstrom_async._message.compose import Envelope, compose
 from mailstrom_async._message.foreign import TO, take_apart
 from mailstrom_async._message.ids import Stamp
+from mailstrom_async._message.lines import BLOCK
 
 STAMP = Stamp(datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC), "t0ken", "mail.example.org")
 NOBODY = Envelope()
@@ -331,6 +332,46 @@ def test_an_email_message_arrives_with_its_parts():
     assert parsed.get_body(("html",)).get_content() == "<p>Grüße</p>\n"
     (attachment,) = parsed.iter_attachments()
     assert (attachment.get_filename(), attachment.get_content()) == ("Übersicht.pdf", bytes(range(256)))
+
+
+def test_large_attachments_of_an_email_message_are_where_they_were():
+    """Row C19: they are written beside, without the copies that the standard library makes; also the caller's object
+    stays as it was."""
+    contents = [bytes([number]) * (BLOCK + number) for number in range(3)]
+    message = EmailMessage()
+    message["From"], message["To"] = "a@example.org", "b@example.net"
+    message.set_content("Hello")
+    message.add_alternative("<p>", subtype="html")
+    message.get_body(("html",)).add_related(contents[0], maintype="image", subtype="png", cid="<x>", filename="0")
+    inner = EmailMessage()
+    inner["Subject"] = "Inner"
+    inner.set_content("x")
+    inner.add_attachment(contents[1], maintype="video", subtype="mp4", filename="1")
+    message.add_attachment(inner)
+    message.add_attachment(contents[2], maintype="video", subtype="mp4", filename="2")
+    before = message.as_bytes()
+    prepared = prepare(message)
+    received = BytesParser(policy=policy.default).parsebytes(prepared.content)
+    files = {part.get_filename(): part.get_content() for part in received.walk() if part.get_filename()}
+
+    assert files == {str(number): content for number, content in enumerate(contents)}
+    assert message.as_bytes() == before
+    assert [part.get_content_type() for part in received.walk()] == [part.get_content_type() for part in message.walk()]
+    check_lines(prepared.content)
+
+
+def test_a_single_large_part_of_an_email_message_is_written_too():
+    """Whatever stands for it is gone."""
+    message = EmailMessage()
+    message["From"], message["To"] = "a@example.org", "b@example.net"
+    message.set_content(bytes(BLOCK), maintype="video", subtype="mp4")
+    received = BytesParser(policy=policy.default).parsebytes(prepare(message).content)
+
+    assert received.get_content() == bytes(BLOCK)
+
+
+def check_lines(content: bytes) -> None:
+    assert content.count(b"\r\n") == content.count(b"\r") == content.count(b"\n")
 
 
 def test_twenty_recipients_of_an_email_message_all_arrive():
