@@ -91,10 +91,13 @@ def series(figure: Figure, runs: Runs) -> list[float]:
 
 
 def verdict(found: Result) -> str:
-    """ "aim", "must" or "short": what was reached; "" where there is no goal, or nothing was measured."""
-    value = found["value"]
-    if value is None:
+    """ "aim", "must" or "short": what was reached; "" where there is no goal, or nothing was measured.
+
+    By two digits, which is all that such figures are worth.
+    """
+    if found["value"] is None:
         return ""
+    value = float(f"{found['value']:.2g}")
     for name, goal in (("aim", found["aim"]), ("must", found["must"])):
         if goal is not None and factor(found, value, goal) >= 1:
             return name

@@ -17,6 +17,7 @@ import imports
 import large
 import million
 import postfix
+import rtt
 import throughput
 from result import Figure, Row
 from sink import sink
@@ -96,6 +97,7 @@ PROGRAMS: dict[str, Program] = {
     "crowd": lambda _: asyncio.run(crowd.measure(10_000)),
     "import": lambda _: imports.measure(7),
     "million": lambda share: million.measure(part(1_000_000, share)),
+    **{f"100 ms, {kind}": lambda share, kind=kind: rtt.measure(kind, share) for kind in rtt.COUNTS},
     **{f"sick: {kind}": lambda _, kind=kind: healthy(kind) for kind in (ALONE, *SICKNESSES)},
     "flat": lambda share: flat.measure(timedelta(minutes=10 * share)),
 }
@@ -151,6 +153,24 @@ GROUPS = [
                 must=20,
                 aim=5,
                 unit="ms",
+            ),
+        ],
+    ),
+    Group(
+        "100 ms",
+        [
+            Row(
+                "one connection at 100 ms round trip, server with PIPELINING / aiosmtplib",
+                Figure("100 ms, pipelining"),
+                Figure("100 ms, aiosmtplib"),
+                must=4,
+                aim=4,
+            ),
+            Row(
+                "the same, server with CHUNKING, Limits.bdat_window=16 / aiosmtplib",
+                Figure("100 ms, chunking"),
+                Figure("100 ms, aiosmtplib"),
+                aim=50,
             ),
         ],
     ),

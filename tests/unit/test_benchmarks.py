@@ -62,7 +62,7 @@ def test_a_run_without_its_peer_is_in_no_ratio():
 
 
 @pytest.mark.parametrize(
-    ("ours", "expected"), [(10_000, "aim"), (9_999, "must"), (6_000, "must"), (5_999, "short"), (None, "")]
+    ("ours", "expected"), [(10_000, "aim"), (9_940, "must"), (5_960, "must"), (5_940, "short"), (None, "")]
 )
 def test_more_of_a_ratio_is_better(ours, expected):
     found = result.result(COMPARED, runs([ours] if ours is not None else [], [1000]))
@@ -70,7 +70,7 @@ def test_more_of_a_ratio_is_better(ours, expected):
     assert result.verdict(found) == expected
 
 
-@pytest.mark.parametrize(("late", "expected"), [(2_000, "aim"), (2_001, "must"), (5_000, "must"), (5_001, "short")])
+@pytest.mark.parametrize(("late", "expected"), [(2_000, "aim"), (2_100, "must"), (5_000, "must"), (5_100, "short")])
 def test_less_of_a_figure_is_better(late, expected):
     assert result.verdict(result.result(ABSOLUTE, runs([late], []))) == expected
 
