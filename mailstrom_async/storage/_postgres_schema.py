@@ -178,6 +178,8 @@ async def _migrate(session: Session) -> None:
         for statement in statements:
             await session.execute(statement)
     await session.execute("UPDATE mailstrom.schema_version SET version = $1", len(MIGRATIONS))
+    if version:  # there may be a long queue, and what is guessed of a new column is far from the truth
+        await session.execute("ANALYZE mailstrom.messages, mailstrom.deliveries, mailstrom.recipients")
 
 
 async def _check_server(session: Session) -> None:
