@@ -1,6 +1,7 @@
 """What was accepted a moment ago, kept in memory: most of it is claimed in the next one, and need not be read again."""
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -51,7 +52,7 @@ class Recent:
     """
 
     def __init__(self) -> None:
-        self._fresh: dict[int, Fresh] = {}  # oldest first
+        self._fresh: OrderedDict[int, Fresh] = OrderedDict()  # oldest first; of a plain dict the first is hard to find
         self._room = ROOM
 
     def add(self, acceptances: Sequence[Acceptance], dues: Sequence[Due]) -> None:
