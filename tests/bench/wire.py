@@ -14,18 +14,17 @@ import json
 import os
 import pstats
 import statistics
-import sys
 import time
 from datetime import UTC, datetime
 from ipaddress import ip_address
 from pathlib import Path
 
+from messages import ready
+from sink import sink
+
 from mailstrom_async._config import Timeouts
 from mailstrom_async._envelope import QueuedMessage
 from mailstrom_async.smtp import SMTPConnector, Target
-
-sys.path.insert(0, str(Path(__file__).parent))
-import throughput
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 RECIPIENTS = ("ada@example.net",)
@@ -36,7 +35,7 @@ class Source:
 
     def __init__(self, count: int, size: int) -> None:
         self.left = count
-        self._content = throughput.ready(size)(1)
+        self._content = ready(size)(1)
 
     def next(self) -> QueuedMessage | None:
         if not self.left:
@@ -88,7 +87,7 @@ def main() -> None:
         import uvloop
 
         factory = uvloop.new_event_loop
-    with throughput.sink() as port:
+    with sink() as port:
         profile = cProfile.Profile() if arguments.profile else None
         figures = []
         for _ in range(1 if profile else arguments.runs):
