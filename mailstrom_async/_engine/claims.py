@@ -21,6 +21,7 @@ class Claims:
         self._clock = clock
         self._owner = owner
         self._lease = lease
+        self.bytes_in_flight = bytes_in_flight
         self._bytes_free = bytes_in_flight
         self._held: dict[int, Delivery] = {}
         self._lost: set[int] = set()  # of these: somebody else's by now
@@ -28,7 +29,7 @@ class Claims:
     def __len__(self) -> int:
         return len(self._held)
 
-    def __contains__(self, delivery_id: int) -> bool:
+    def __contains__(self, delivery_id: object) -> bool:
         return delivery_id in self._held
 
     @property

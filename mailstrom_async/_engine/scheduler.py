@@ -8,19 +8,15 @@ from datetime import UTC, datetime, timedelta
 from mailstrom_async._clock import Clock
 from mailstrom_async._engine.claims import Claims
 from mailstrom_async._engine.health import Health
-from mailstrom_async._envelope import Delivery, Due
+from mailstrom_async._envelope import Delivery, Due, Lane
 from mailstrom_async._errors import StorageError
-from mailstrom_async._queue.delay_heap import DelayHeap
-from mailstrom_async._queue.fairness import ReadyLines, Share
+from mailstrom_async._queue.backlog import Backlog, Backlogs
 from mailstrom_async.storage.base import Storage
 
 logger = logging.getLogger("mailstrom_async")
 
-HEAP_CAPACITY = 10_000
 REFILL = 2_000
 """Deliveries read at once. More would only be read again: a backlog of one destination does not fit into its line."""
-READY_CAPACITY = 20_000
-"""Due deliveries that wait here for their claim: a few hundred bytes each."""
 CLAIMED_AT_MOST = 1_000
 CLAIM_BATCH = 100
 BUSY = 32
@@ -38,7 +34,7 @@ LOOKED_AT = 1_000
 
 
 class Scheduler:
-    """What is due moves from the store's index over the delay heap and the ready lines into claims.
+    """What is due moves from the store's index over the backlogs of its lanes into claims.
 
     It is told what is queued, recorded or released, and so never polls while it knows what is due next. Only of a store
     that other processes share it learns by looking: when it is called to, and every few seconds.
@@ -60,39 +56,22 @@ class Scheduler:
         self._health = health
         self._dispatch = dispatch
         self._longest_wait = longest_wait
-        self._heap = DelayHeap(HEAP_CAPACITY)
-        self._lines = ReadyLines(Share(all=READY_CAPACITY))
+        self._backlogs = Backlogs(claims.bytes_in_flight)
         self._wake = asyncio.Event()
         self._stopping = False
         self._latest = datetime.max.replace(tzinfo=UTC)  # the clock may have been set back while nobody looked
-        self._refill_wanted = True
         self._look_wanted = False
         self._look_at = clock.now() + LOOK_EVERY if storage.shared else None
-        self._pushed_while_refilling: set[int] | None = None
 
     def push(self, entries: Iterable[Due]) -> None:
         """These deliveries are due then, whatever was known of them before."""
-        entries = list(entries)
-        if self._pushed_while_refilling is not None:
-            self._pushed_while_refilling.update(entry.delivery_id for entry in entries)
-        now = self._clock.now()
-        room = READY_CAPACITY - len(self._lines)
-        due: list[Due] = []  # as most mail is when it comes: it has no need of the heap
-        later: list[Due] = []
-        for entry in entries:
-            if entry.due_at <= now and self._heap.covers(entry) and len(due) < room:
-                self._heap.discard(entry.delivery_id)
-                due.append(entry)
-            else:
-                later.append(entry)
-        self._lines.follow(due)
-        self._heap.push(later)
+        self._backlogs.push(entries, self._clock.now())
         self._wake.set()
 
     def ended(self, delivery: Delivery, *, well: bool | None) -> None:
         """A claim is over; `well` as in `ReadyLines.finished`."""
         self._claims.end(delivery)
-        self._lines.finished(delivery.destination, well=well)
+        self._backlogs.finished(delivery.message.lane, delivery.destination, well=well)
         self._wake.set()
 
     def look(self) -> None:
@@ -131,8 +110,8 @@ class Scheduler:
         if self._health.ails("store"):
             # What is due stays where it is, so its time must not wake us again and again.
             return self._clock.now() + PATIENCE
-        due_at = self._heap.next_due_at if len(self._lines) < READY_CAPACITY else None
-        return min((at for at in (due_at, self._look_at) if at is not None), default=None)
+        due_at = [backlog.next_due_at for backlog in self._backlogs.lanes.values()]
+        return min((at for at in (*due_at, self._look_at) if at is not None), default=None)
 
     def _must_look(self, now: datetime) -> bool:
         # A look that is farther away than it was ever planned: the clock was set back.
@@ -140,7 +119,8 @@ class Scheduler:
 
     async def _recover(self, trouble: str) -> None:
         self._health.report("scheduler", trouble)
-        self._refill_wanted = True
+        for backlog in self._backlogs.lanes.values():
+            backlog.ask_for_refill()
         if not self._stopping:
             await self._clock.wait(self._wake, self._clock.now() + PATIENCE)
 
@@ -150,31 +130,25 @@ class Scheduler:
             return False
         now = self._clock.now()
         await self._mind_setback(now)
-        if self._lines.take_left_out() or self._heap.wants_refill or self._refill_wanted:
-            await self._refill(REFILL)
-        elif self._look_wanted or self._must_look(now):
-            await self._refill(LOOKED_AT)
-        due = self._heap.pop_due(self._clock.now(), max(0, READY_CAPACITY - len(self._lines)))
-        # What a shared store named while it was somebody else's may be ours by now, and must not be claimed twice.
-        self._lines.add(entry for entry in due if entry.delivery_id not in self._claims)
-        entries = self._lines.take(min(CLAIM_BATCH, CLAIMED_AT_MOST - len(self._claims)), self._claims.bytes_free)
-        if not entries and not self._claims and (alone := self._lines.first()) is not None:
+        await self._read(now)
+        entries = self._backlogs.take(CLAIM_BATCH, CLAIMED_AT_MOST - len(self._claims), self._claims.bytes_free)
+        if not entries and not self._claims and (alone := self._backlogs.first()) is not None:
             entries = [alone]
         if not entries:
-            return self._heap.wants_refill
+            return any(backlog.is_used_up for backlog in self._backlogs.lanes.values())
         try:
             now = self._clock.now()
             deliveries = await self._claims.claim(entries, now)
         except BaseException:
             for entry in entries:
-                self._lines.finished(entry.destination, well=None)
+                self._backlogs.finished(entry.lane, entry.destination, well=None)
             raise
         claimed = {delivery.id for delivery in deliveries}
         for entry in entries:
             if entry.delivery_id not in claimed:
-                self._lines.finished(entry.destination, well=None)
+                self._backlogs.finished(entry.lane, entry.destination, well=None)
                 if entry.due_at > now:  # the clock was set back while it waited for its turn: it may be due at any time
-                    self._refill_wanted = True
+                    self._backlogs.lanes[entry.lane].ask_for_refill()
         if deliveries:
             self._dispatch(deliveries)
         return True
@@ -188,31 +162,29 @@ class Scheduler:
         if changed:
             logger.warning("the clock was set back: %d deliveries need not wait until it is there again", changed)
         self._latest = now
-        self._heap = DelayHeap(HEAP_CAPACITY)  # what was known here is older than that
-        self._refill_wanted = True
+        for backlog in self._backlogs.lanes.values():
+            backlog.forget_times()  # what was known here is older than that
 
-    async def _refill(self, count: int) -> None:
+    async def _read(self, now: datetime) -> None:
+        """Ask the store for what is not known here, and line up what is due."""
+        if look := self._look_wanted or self._must_look(now):
+            self._look_wanted = False
+        for lane, backlog in self._backlogs.lanes.items():
+            if backlog.wants_refill():
+                await self._refill(lane, backlog, REFILL)
+            elif look:
+                await self._refill(lane, backlog, LOOKED_AT)
+            backlog.line_up(self._clock.now(), self._claims)
+        if look and self._storage.shared:
+            self._look_at = self._clock.now() + LOOK_EVERY
+
+    async def _refill(self, lane: Lane, backlog: Backlog, count: int) -> None:
         # What waits in the lines is unclaimed as well, so the store names it again: ask for so many more. A shared one
         # names what we have claimed, too.
-        limit = count + len(self._lines) + (len(self._claims) if self._storage.shared else 0)
-        full = self._lines.leave_out_full()
-        self._look_wanted = False
-        self._pushed_while_refilling = set()
-        self._heap.begin_refill()
+        limit = count + len(backlog.lines) + (len(self._claims) if self._storage.shared else 0)
+        full = backlog.begin_refill()
         try:
-            entries = await self._storage.upcoming(limit, excluding=full)
-            self._refill_wanted = False
-            if self._storage.shared:
-                self._look_at = self._clock.now() + LOOK_EVERY
-            # What was pushed meanwhile is newer than what the store read.
-            stale = self._pushed_while_refilling
-            fresh = [
-                entry
-                for entry in entries
-                if entry.delivery_id not in stale
-                and entry.delivery_id not in self._lines
-                and entry.delivery_id not in self._claims
-            ]
-            self._heap.refill(fresh, complete=len(entries) < limit)
+            entries = await self._storage.upcoming(limit, excluding=full, lane=lane)
+            backlog.refill(entries, self._claims, complete=len(entries) < limit)
         finally:
-            self._pushed_while_refilling = None
+            backlog.end_refill()

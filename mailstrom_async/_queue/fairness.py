@@ -81,7 +81,7 @@ class ReadyLines:
         taken: list[Due] = []
         idle = 0  # lines in a row that had nothing for us
         self._takes += 1
-        if (large := self._impatient()) is not None:
+        if (large := self.impatient) is not None:
             self._lines.move_to_end(large.destination, last=False)
             if large.size > size:
                 return taken  # until it has room, or goes alone as the `first`
@@ -168,7 +168,8 @@ class ReadyLines:
         if self._large is None or self._large.delivery_id not in self._waiting:
             self._large, self._large_since = entry, self._takes
 
-    def _impatient(self) -> Due | None:
+    @property
+    def impatient(self) -> Due | None:
         """A delivery that small ones went past for so long that they have to wait for it now."""
         large = self._large
         if large is None or self._takes - self._large_since < PATIENCE or large.delivery_id not in self._waiting:

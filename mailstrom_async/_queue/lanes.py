@@ -28,10 +28,8 @@ class Turns:
 
     def take(self, waiting: Sequence[Lane]) -> Lane:
         """The lane whose turn it is, of those that have something, the most urgent first; it has had it then."""
-        if len(waiting) == 1:
-            return waiting[0]
         now, places = self._now, self._next
-        lane = min(waiting, key=lambda lane: max(places[lane], now))
+        lane = waiting[0] if len(waiting) == 1 else min(waiting, key=lambda lane: max(places[lane], now))
         self._now = max(places[lane], now)
         places[lane] = self._now + STEPS[lane]
         return lane

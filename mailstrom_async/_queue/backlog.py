@@ -1,0 +1,178 @@
+"""One lane's way from the store's index to a claim: what is to come over the delay heap, what is due in ready lines.
+
+Each lane has a way of its own, so that nothing of another one stands before it: neither in memory, which holds but a
+part of what the store has, nor in the windows of its destinations.
+"""
+
+from collections.abc import Container, Iterable, Mapping
+from datetime import datetime
+
+from mailstrom_async._envelope import LANES, Due, Lane
+from mailstrom_async._queue.delay_heap import DelayHeap
+from mailstrom_async._queue.fairness import ReadyLines, Share
+from mailstrom_async._queue.lanes import Turns
+
+HEAP_CAPACITY = 10_000
+READY_CAPACITY = 20_000
+"""Due deliveries that wait here for their claim: a few hundred bytes each."""
+KEPT_CLAIMS = 100
+KEPT_OF_MEMORY = 16
+"""So many claims, and this part of the memory, are kept for "auth"."""
+
+
+class Backlog:
+    """What is known here of a lane's deliveries that are not claimed.
+
+    Attributes:
+        lines: What is due.
+    """
+
+    def __init__(self) -> None:
+        self._heap = DelayHeap(HEAP_CAPACITY)
+        self.lines = ReadyLines(Share(all=READY_CAPACITY))
+        self._refill_asked = True
+        self._pushed_while_refilling: set[int] | None = None
+
+    def push(self, entries: Iterable[Due], now: datetime) -> None:
+        """These deliveries are due then, whatever was known of them before."""
+        entries = list(entries)
+        if self._pushed_while_refilling is not None:
+            self._pushed_while_refilling.update(entry.delivery_id for entry in entries)
+        room = self._room
+        due: list[Due] = []  # as most mail is when it comes: it has no need of the heap
+        later: list[Due] = []
+        for entry in entries:
+            if entry.due_at <= now and self._heap.covers(entry) and len(due) < room:
+                self._heap.discard(entry.delivery_id)
+                due.append(entry)
+            else:
+                later.append(entry)
+        self.lines.follow(due)
+        self._heap.push(later)
+
+    def line_up(self, now: datetime, claimed: Container[int]) -> None:
+        """Move what is due into the lines."""
+        # What a shared store named while it was somebody else's may be ours by now, and must not be claimed twice.
+        due = self._heap.pop_due(now, max(0, self._room))
+        self.lines.add(entry for entry in due if entry.delivery_id not in claimed)
+
+    @property
+    def next_due_at(self) -> datetime | None:
+        """When there is something to line up; None: nothing that is known here, or there is no room for it."""
+        return self._heap.next_due_at if self._room > 0 else None
+
+    @property
+    def is_used_up(self) -> bool:
+        """The store has more to come than is known here."""
+        return self._heap.wants_refill
+
+    def wants_refill(self) -> bool:
+        """The store should be asked; says so once where lines have room again."""
+        return self.lines.take_left_out() or self._heap.wants_refill or self._refill_asked
+
+    def ask_for_refill(self) -> None:
+        """What is known here may not be all that is due."""
+        self._refill_asked = True
+
+    def forget_times(self) -> None:
+        """What is known of what is to come is wrong; the store knows."""
+        self._heap = DelayHeap(HEAP_CAPACITY)
+        self._refill_asked = True
+
+    def begin_refill(self) -> set[str]:
+        """The store is about to be asked. The destinations of which it need not tell."""
+        self._pushed_while_refilling = set()
+        self._heap.begin_refill()
+        return self.lines.leave_out_full()
+
+    def refill(self, entries: Iterable[Due], claimed: Container[int], *, complete: bool) -> None:
+        """Take over what the store named; `complete`: it has no more."""
+        # What was pushed meanwhile is newer than what the store read.
+        newer = self._pushed_while_refilling or ()
+        self._heap.refill(
+            (
+                entry
+                for entry in entries
+                if entry.delivery_id not in newer
+                and entry.delivery_id not in self.lines
+                and entry.delivery_id not in claimed
+            ),
+            complete=complete,
+        )
+        self._refill_asked = False
+
+    def end_refill(self) -> None:
+        """Whether it succeeded or not."""
+        self._pushed_while_refilling = None
+
+    @property
+    def _room(self) -> int:
+        return READY_CAPACITY - len(self.lines)
+
+
+class Backlogs:
+    """Those of all lanes, and what to claim of them: the lanes share by weight.
+
+    Args:
+        memory: Bytes of content that claims may hold in all. Some of them, and some of the claims, are kept for "auth".
+    """
+
+    def __init__(self, memory: int) -> None:
+        self.lanes: Mapping[Lane, Backlog] = {lane: Backlog() for lane in LANES}
+        self._turns = Turns()
+        self._kept = memory // KEPT_OF_MEMORY
+        self._memory = memory - self._kept
+
+    def push(self, entries: Iterable[Due], now: datetime) -> None:
+        """As `Backlog.push`, each to its lane."""
+        by_lane: dict[Lane, list[Due]] = {}
+        for entry in entries:
+            by_lane.setdefault(entry.lane, []).append(entry)
+        for lane, own in by_lane.items():
+            self.lanes[lane].push(own, now)
+
+    def take(self, batch: int, claims: int, size: int) -> list[Due]:
+        """Choose what to claim now.
+
+        Args:
+            batch: At most so many.
+            claims: So many more there may be.
+            size: So many bytes more there may be.
+        """
+        taken: list[Due] = []
+        waiting: list[Lane] = [lane for lane, backlog in self.lanes.items() if len(backlog.lines)]
+        if (large := self._held_up_by(size - self._kept)) is not None:
+            # The others of its rank wait until it has room; if it must go alone, all do.
+            waiting = [lane for lane in waiting if lane == "auth" or lane == large.lane]
+            if large.size > self._memory:
+                return taken
+        while waiting and batch > 0:
+            alone = len(waiting) == 1
+            lane = self._turns.take(waiting)
+            kept, kept_size = (0, 0) if lane == "auth" else (KEPT_CLAIMS, self._kept)
+            most = min(batch if alone else 1, claims - kept)
+            entries = self.lanes[lane].lines.take(most, size - kept_size) if most > 0 else []
+            if alone or not entries:
+                waiting.remove(lane)
+            taken += entries
+            batch -= len(entries)
+            claims -= len(entries)
+            size -= sum(entry.size for entry in entries)
+        return taken
+
+    def first(self) -> Due | None:
+        """What goes alone, whatever its size; counted as claimed. Only where nothing is claimed."""
+        large = self._held_up_by(self._memory)
+        order = LANES if large is None else (large.lane, *LANES)
+        return next((one for lane in order if (one := self.lanes[lane].lines.first()) is not None), None)
+
+    def finished(self, lane: Lane, destination: str, *, well: bool | None) -> None:
+        """As `ReadyLines.finished`."""
+        self.lanes[lane].lines.finished(destination, well=well)
+
+    def _held_up_by(self, size: int) -> Due | None:
+        """What waits so long for its room in memory that others have to wait for it."""
+        for backlog in self.lanes.values():
+            if (large := backlog.lines.impatient) is not None and large.size > size:
+                return large
+        return None
