@@ -34,6 +34,7 @@ from mailstrom_async.storage._sqlite_settle import (
     settle_all,
 )
 from mailstrom_async.storage._sqlite_steps import Content, Repeated, Statement, Steps, carry_out
+from mailstrom_async.storage._sqlite_upcoming import destinations_in_line
 from mailstrom_async.storage.base import Acceptance, Due, Record, Recorded
 
 logger = logging.getLogger("mailstrom_async")
@@ -161,12 +162,15 @@ def bring_forward(connection: sqlite3.Connection, now: datetime, longest: timede
         " AND d.due_at = m.queued_at AND d.owner IS NULL AND d.attempt = 0)",
         times,
     )
-    retries = connection.execute(
+    retries = (
         "UPDATE deliveries SET due_at = :now + (due_at - :now) % :longest"
-        " WHERE lane IN (0, 1, 2) AND due_at > :now + :longest AND owner IS NULL AND attempt > 0",
-        times,
+        " WHERE lane IN (0, 1, 2) AND due_at > :now + :longest AND owner IS NULL AND attempt > 0"
     )
-    return fresh.rowcount + retries.rowcount
+    changed = fresh.rowcount + connection.execute(f"{retries} AND lined_up = 0", times).rowcount
+    for destination in destinations_in_line(connection):
+        in_line = f"{retries} AND lined_up = 1 AND destination = CAST(:destination AS TEXT)"
+        changed += connection.execute(in_line, {**times, "destination": destination}).rowcount
+    return changed
 
 
 def renew(connection: sqlite3.Connection, deliveries: Sequence[Delivery], lease_until: datetime) -> list[Delivery]:

@@ -3,66 +3,23 @@
 import heapq
 import logging
 import sqlite3
-from collections.abc import Collection, Iterable, Iterator
 from datetime import datetime
-from itertools import islice
 
 from pydantic import ConfigDict, TypeAdapter
 
-from mailstrom_async._envelope import LANES, Lane, PreparedEmail
+from mailstrom_async._envelope import PreparedEmail
 from mailstrom_async._errors import StorageError
 from mailstrom_async._status import Attempt, DeliveryResult, MessageStatus, RecipientStatus
 from mailstrom_async.storage._rules import lane_of, shown
 from mailstrom_async.storage._sqlite_errors import Unreadable
-from mailstrom_async.storage._sqlite_rows import due, reading, to_integer, to_result, to_time
-from mailstrom_async.storage.base import Due
+from mailstrom_async.storage._sqlite_rows import reading, to_integer, to_result, to_time
 
 logger = logging.getLogger("mailstrom_async")
-
-MERGED_AT_MOST = 500
-"""Destinations that are read side by side: a statement each."""
 
 PIECE = 500
 """Recipients made into words in one call: a third faster than one by one, and the event loop can't run meanwhile."""
 
 _in_words = TypeAdapter(list[RecipientStatus], config=ConfigDict(defer_build=True))
-
-_WAITING = "due_at IS NOT NULL AND owner IS NULL"
-# As bytes: a destination that is no text must not hold up the others.
-_NEAREST = f"SELECT due_at, id, CAST(destination AS BLOB), size, lane FROM deliveries WHERE {_WAITING}"  # noqa: S608 - ours
-
-
-_Entry = tuple[int, int, bytes, int, int]
-
-
-def upcoming(
-    connection: sqlite3.Connection, limit: int, excluding: Collection[str] = (), lane: Lane | None = None
-) -> list[Due]:
-    lanes = range(len(LANES)) if lane is None else [LANES.index(lane)]
-    # Side by side in the order of their due times: what is excluded is not even looked at.
-    return [due(row) for row in islice(heapq.merge(*_lines(connection, limit, excluding, lanes)), limit)]
-
-
-def _lines(
-    connection: sqlite3.Connection, limit: int, excluding: Collection[str], lanes: Iterable[int]
-) -> Iterator[Iterator[_Entry]]:
-    if not excluding:
-        for lane in lanes:
-            yield connection.execute(f"{_NEAREST} AND lane = ? ORDER BY due_at, id LIMIT ?", (lane, limit))
-    elif (waiting := _destinations(connection)) is not None:
-        left_out = {destination.encode("utf-8", "replace") for destination in excluding}
-        for destination in waiting:
-            if destination not in left_out:
-                for lane in lanes:
-                    yield _line(connection, destination, lane)
-    else:
-        # Passes over excluded entries of the index, without touching the table: 0.1 s for a million of them.
-        marks = ", ".join("?" * len(excluding))
-        for lane in lanes:
-            yield connection.execute(
-                f"{_NEAREST} AND lane = ? AND destination NOT IN ({marks}) ORDER BY due_at, id LIMIT ?",
-                (lane, *excluding, limit),
-            )
 
 
 def key_of(connection: sqlite3.Connection, message_id: str) -> int | None:
@@ -147,29 +104,6 @@ def prepared(connection: sqlite3.Connection, message_id: str) -> PreparedEmail |
             )
     except Unreadable as trouble:
         raise StorageError(f"the message {message_id[:200]!r} is damaged in the store: {trouble}") from trouble
-
-
-def _destinations(connection: sqlite3.Connection) -> list[bytes] | None:
-    """The destinations of all unclaimed deliveries, found by leaps over the index; None if they are too many."""
-    found: list[bytes] = []
-    after = b""
-    while len(found) <= MERGED_AT_MOST:
-        (destination,) = connection.execute(
-            f"SELECT CAST(min(destination) AS BLOB) FROM deliveries"  # noqa: S608 - no text from outside
-            f" WHERE {_WAITING} AND destination > CAST(? AS TEXT)",
-            (after,),
-        ).fetchone()
-        if destination is None:
-            return found
-        found.append(destination)
-        after = destination
-    return None
-
-
-def _line(connection: sqlite3.Connection, destination: bytes, lane: int) -> Iterator[_Entry]:
-    return connection.execute(
-        f"{_NEAREST} AND destination = CAST(? AS TEXT) AND lane = ? ORDER BY due_at, id", (destination, lane)
-    )
 
 
 def _status(connection: sqlite3.Connection, key: int) -> MessageStatus:

@@ -98,5 +98,20 @@ _LANES = (
     """,
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_VERSION_1, _LANES)
+_LINES = (
+    # See _sqlite_upcoming.py.
+    "ALTER TABLE deliveries ADD COLUMN lined_up INTEGER NOT NULL DEFAULT 0 CHECK (lined_up IN (0, 1))",
+    "DROP INDEX deliveries_due",
+    """
+    CREATE INDEX deliveries_due ON deliveries (lane, due_at, id, destination)
+        WHERE due_at IS NOT NULL AND owner IS NULL AND lined_up = 0
+    """,
+    "DROP INDEX deliveries_due_at_destination",
+    """
+    CREATE INDEX deliveries_due_in_line ON deliveries (destination, lane, due_at)
+        WHERE due_at IS NOT NULL AND owner IS NULL AND lined_up = 1
+    """,
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_VERSION_1, _LANES, _LINES)
 """The n-th entry makes version n (`PRAGMA user_version`) of the one before. What was released is never changed."""

@@ -1,6 +1,7 @@
 """A queue in one SQLite file: durable, without a server, for any number of processes on one machine."""
 
 import asyncio
+import logging
 import os
 from collections.abc import Callable, Collection, Sequence
 from datetime import datetime, timedelta
@@ -12,7 +13,7 @@ from mailstrom_async._status import Attempt, MessageStatus
 from mailstrom_async.storage import _sqlite_calls as calls
 from mailstrom_async.storage import _sqlite_outbox as outbox
 from mailstrom_async.storage import _sqlite_queue as queue
-from mailstrom_async.storage import _sqlite_reads as reads
+from mailstrom_async.storage import _sqlite_upcoming as due_next
 from mailstrom_async.storage._sqlite_calls import Call
 from mailstrom_async.storage._sqlite_commits import Commits
 from mailstrom_async.storage._sqlite_follower import Follower, OwnerLost
@@ -20,6 +21,11 @@ from mailstrom_async.storage._sqlite_lane import Operation, T
 from mailstrom_async.storage._sqlite_recent import Recent
 from mailstrom_async.storage._sqlite_share import Share
 from mailstrom_async.storage.base import Acceptance, Record, Recorded
+
+logger = logging.getLogger("mailstrom_async")
+
+CLEARED_AT_ONCE = 10
+"""Operations that one look at what is upcoming may take to clear the way of the next one."""
 
 
 class SQLiteStorage:
@@ -154,7 +160,22 @@ class SQLiteStorage:
 
     async def upcoming(self, limit: int, *, excluding: Collection[str] = (), lane: Lane | None = None) -> list[Due]:
         left_out = frozenset(excluding)
-        return await self._deliver(lambda db: reads.upcoming(db, limit, left_out, lane), [], writes=False)
+        nothing: list[Due] = []
+        dues = await self._deliver(lambda db: due_next.upcoming(db, limit, left_out, lane), nothing, writes=False)
+        if left_out:
+            await self._clear_the_way(left_out)
+        return dues
+
+    async def _clear_the_way(self, left_out: Collection[str]) -> None:
+        """So that what has just been passed over is not passed over again, if it is much."""
+        try:
+            for _ in range(CLEARED_AT_ONCE):
+                if not await self._deliver(lambda db: due_next.is_obstructed(db, left_out), False, writes=False):
+                    return
+                await self._deliver(lambda db: due_next.line_up(db, left_out), 0)
+        except StorageError as error:
+            # What was asked for is there all the same; and if nothing can be written, that shows elsewhere.
+            logger.debug("%s: what is in the way of others stays there for now: %s", self._path, error)
 
     async def claim(
         self, delivery_ids: Sequence[int], *, owner: str, now: datetime, lease_until: datetime

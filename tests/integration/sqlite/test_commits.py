@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from mailstrom_async.storage import SQLiteStorage, _sqlite_owner, _sqlite_reads, _sqlite_settle
+from mailstrom_async.storage import SQLiteStorage, _sqlite_owner, _sqlite_reads, _sqlite_settle, _sqlite_upcoming
 from mailstrom_async.storage import _sqlite_queue as queue
 from mailstrom_async.storage._sqlite_guard import Guard
 from mailstrom_async.storage._sqlite_lane import BATCH
@@ -196,9 +196,12 @@ async def test_no_statement_of_the_queue_looks_at_what_it_does_not_return(store:
     fresh = Recent()
     fresh.add([email("11")], [Due(NOW, 12, "11.example", 1)])
     operations: dict[str, Callable[[sqlite3.Connection], object]] = {
-        "upcoming": lambda db: _sqlite_reads.upcoming(db, 10, ()),
         "bringing forward": lambda db: queue.bring_forward(db, NOW, 4 * HOUR),
-        "upcoming, some excluded": lambda db: _sqlite_reads.upcoming(db, 10, {"1.example"}),
+        "upcoming": lambda db: _sqlite_upcoming.upcoming(db, 10, ()),
+        "upcoming, some excluded": lambda db: _sqlite_upcoming.upcoming(db, 10, {"1.example"}),
+        "what is in the way": lambda db: _sqlite_upcoming.is_obstructed(db, {"1.example"}),
+        "lining up": lambda db: _sqlite_upcoming.line_up(db, {"1.example"}),
+        "upcoming, some lined up": lambda db: _sqlite_upcoming.upcoming(db, 10, {"2.example"}),
         "claim": lambda db: queue.claim(db, [10, 11, deliveries[1].id], "two", NOW + HOUR, NOW + 2 * HOUR),
         "claim, some fresh": lambda db: queue.claim(db, [12], "two", NOW + HOUR, NOW + 2 * HOUR, fresh.take([12])),
         "renew": lambda db: queue.renew(db, deliveries, NOW),

@@ -13,12 +13,11 @@ from mailstrom_async import StorageError
 from mailstrom_async._errors import AlreadyQueued
 from mailstrom_async._reply import Reply
 from mailstrom_async._status import Deferred
-from mailstrom_async.storage import SQLiteStorage, _sqlite_file, _sqlite_reads
+from mailstrom_async.storage import SQLiteStorage, _sqlite_file
 from mailstrom_async.storage import _sqlite_queue as queue
 from mailstrom_async.storage._sqlite_owner import Owner
 from mailstrom_async.testing._contract.ground import (
     ADA,
-    BOB,
     EVE,
     HOUR,
     ID,
@@ -378,14 +377,3 @@ async def test_space_that_can_not_be_given_back_is_no_endless_loop(path: Path, q
     async with asyncio.timeout(10):
         assert await store.purge(NOW + HOUR) == 60
     await store.aclose()
-
-
-async def test_very_many_destinations_are_merged_no_further(store: SQLiteStorage, monkeypatch: pytest.MonkeyPatch):
-    """Beyond the limit another statement gives the same answer."""
-    await store.enqueue([email(f"{number}", [f"a@{number % 10}.example", BOB]) for number in range(50)])
-    excluded = ["3.example", "example.net", "4.example"]
-    merged = await store.upcoming(20, excluding=excluded)
-    monkeypatch.setattr(_sqlite_reads, "MERGED_AT_MOST", 5)
-
-    assert await store.upcoming(20, excluding=excluded) == merged
-    assert len(merged) == 20

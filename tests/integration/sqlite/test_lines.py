@@ -1,0 +1,155 @@
+"""Destinations whose backlog is in the way of others get a line of their own, and nobody notices but the clock."""
+
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from mailstrom_async.storage import SQLiteStorage, _sqlite_file, _sqlite_upcoming
+from mailstrom_async.storage.base import Due
+from mailstrom_async.testing._contract.ground import (
+    HOUR,
+    INSTANT,
+    MINUTE,
+    NOW,
+    deferred,
+    delivered,
+    email,
+    ids_of,
+    record_of,
+)
+
+from .conftest import Query
+
+SLOW, OTHERS = "slow.example", [f"{number}.example" for number in range(5)]
+
+
+@pytest.fixture(autouse=True)
+def small_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that few entries are many."""
+    monkeypatch.setattr(_sqlite_upcoming, "PASSED_AT_MOST", 20)
+    monkeypatch.setattr(_sqlite_upcoming, "MOVED_AT_ONCE", 10)
+
+
+@pytest.fixture
+async def backlog(store: SQLiteStorage) -> list[Due]:
+    """A hundred for one destination, due before a few for others, in two lanes."""
+    dues: list[Due] = []
+    for number in range(100):
+        dues += await store.enqueue([email(f"slow {number}", [f"a@{SLOW}"], due_at=NOW + number * INSTANT)])
+    for number, destination in enumerate(OTHERS):
+        dues += await store.enqueue([email(destination, [f"a@{destination}"], due_at=NOW + (200 + number) * INSTANT)])
+    return dues
+
+
+def lined_up(query: Query) -> dict[object, object]:
+    return dict(query("SELECT destination, count(*) FROM deliveries WHERE lined_up GROUP BY destination"))  # type: ignore[arg-type]
+
+
+def destinations_of(dues: Sequence[Due]) -> list[str]:
+    return [due.destination for due in dues]
+
+
+@pytest.mark.rule("I17", "a backlog that is passed over is moved out of the way")
+async def test_what_is_in_the_way_gets_a_line_and_the_answers_are_the_same(
+    store: SQLiteStorage, backlog: list[Due], query: Query
+):
+    """Row I17: with the destination left out or not."""
+    before = lined_up(query)
+    first = await store.upcoming(3, excluding=[SLOW])
+    after = lined_up(query)
+
+    assert before == {}
+    assert after[SLOW] in range(80, 101)  # as long as most of the nearest were in the way
+    assert destinations_of(first) == OTHERS[:3]
+    assert await store.upcoming(3, excluding=[SLOW]) == first
+    assert await store.upcoming(1000) == backlog
+    assert await store.upcoming(30) == backlog[:30]
+    assert destinations_of(await store.upcoming(3, excluding=[SLOW, OTHERS[0]])) == OTHERS[1:4]
+    assert destinations_of(await store.upcoming(2, excluding=OTHERS)) == [SLOW] * 2
+    assert destinations_of(await store.upcoming(2, excluding=[SLOW], lane="default")) == OTHERS[:2]
+    assert await store.upcoming(2, lane="bulk") == []
+
+
+async def test_new_mail_for_a_destination_with_a_line_waits_among_all_others(
+    store: SQLiteStorage, backlog: list[Due], query: Query
+):
+    """It is found in the order of its time, wherever it is."""
+    await store.upcoming(3, excluding=[SLOW])
+    (early,) = await store.enqueue([email("early", [f"a@{SLOW}"], due_at=NOW - MINUTE)])
+    (late,) = await store.enqueue([email("late", [f"a@{SLOW}"], due_at=NOW + MINUTE)])
+
+    assert await store.upcoming(1000) == [early, *backlog, late]
+
+
+async def test_what_has_a_line_is_delivered_and_deferred_like_all_others(
+    store: SQLiteStorage, backlog: list[Due], query: Query
+):
+    """Claimed, released, recorded: it is in its line whenever it waits."""
+    await store.upcoming(3, excluding=[SLOW])
+    held = await store.claim(ids_of(backlog[:3]), owner="one", now=NOW + HOUR, lease_until=NOW + 2 * HOUR)
+    (released,) = await store.release(held[:1], NOW + 2 * HOUR)
+    again, done = await store.record([record_of(held[1], deferred(NOW + 3 * HOUR), NOW + 3 * HOUR)]) + (
+        await store.record([record_of(held[2], delivered())])
+    )
+
+    assert again.accepted
+    assert done.completed
+    assert again.due is not None
+    assert await store.upcoming(1000) == [*backlog[3:], released, again.due]
+    assert lined_up(query)[SLOW] in range(79, 100)
+
+
+async def test_what_has_a_line_is_brought_forward_when_the_clock_is_set_back(store: SQLiteStorage, backlog: list[Due]):
+    """Row C16: as all others are."""
+    await store.upcoming(3, excluding=[SLOW])
+    held = await store.claim(ids_of(backlog[:1]), owner="one", now=NOW + HOUR, lease_until=NOW + 2 * HOUR)
+    await store.record([record_of(held[0], deferred(NOW + 30 * HOUR), NOW + 30 * HOUR)])
+    changed = await store.bring_forward(NOW, 4 * HOUR)
+
+    assert changed == 1
+    assert (await store.upcoming(1000))[-1].due_at == NOW + 2 * HOUR
+
+
+async def test_few_in_the_way_are_left_where_they_are(store: SQLiteStorage, query: Query):
+    """It costs less to pass over them than to move them."""
+    for number in range(10):
+        await store.enqueue([email(f"{number}", [f"a@{SLOW}"], due_at=NOW)])
+        await store.enqueue([email(f"other {number}", ["a@0.example"], due_at=NOW)])
+    await store.upcoming(3, excluding=[SLOW])
+
+    assert lined_up(query) == {}
+
+
+async def test_there_are_never_too_many_lines(
+    store: SQLiteStorage, backlog: list[Due], query: Query, monkeypatch: pytest.MonkeyPatch
+):
+    """Each is a statement; beyond the limit all else is passed over, and the answers are the same."""
+    monkeypatch.setattr(_sqlite_upcoming, "LINES_AT_MOST", 1)
+    await store.upcoming(3, excluding=[SLOW])
+    for number in range(100):
+        await store.enqueue([email(f"slower {number}", ["a@slower.example"], due_at=NOW - MINUTE)])
+    found = await store.upcoming(3, excluding=[SLOW, "slower.example"])
+
+    assert list(lined_up(query)) == [SLOW]
+    assert destinations_of(found) == OTHERS[:3]
+
+
+async def test_who_asks_gets_an_answer_even_if_nothing_can_be_moved(
+    path: Path, monkeypatch: pytest.MonkeyPatch, query: Query
+):
+    """Somebody holds a lock on the file: what is upcoming can be read all the same."""
+    monkeypatch.setattr(_sqlite_file, "BUSY_SECONDS", 0.05)
+    store = SQLiteStorage(path)
+    await store.open(NOW)
+    await store.enqueue([email(f"{number}", [f"a@{SLOW}"]) for number in range(100)])
+    (other,) = await store.enqueue([email("other", ["a@0.example"])])
+    with closing(_sqlite_file._connect(path, "rw")) as stranger:
+        stranger.execute("BEGIN IMMEDIATE")
+        found = await store.upcoming(3, excluding=[SLOW])
+        stranger.execute("ROLLBACK")
+
+    assert found == [other]
+    assert lined_up(query) == {}
+    await store.aclose()
