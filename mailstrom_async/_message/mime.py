@@ -107,14 +107,27 @@ def text_entity(field: str, text: str, subtype: str, parameters: str = "") -> En
     body: tuple[bytes | Piece, ...]
     if not escaped.replace(b"=", b"") and long_line(raw) is None:
         encoding, body = "7bit", (raw,)
-    elif 2 * len(escaped) > len(raw) // 3:
-        encoding, body = "base64", tuple(base64_pieces(raw))
     else:
-        encoding, body = "quoted-printable", tuple(map(quoted_printable, blocks_of_lines(raw)))
+        encoding, body = _shorter(raw, len(escaped))
     return Entity(
         f'Content-Type: text/{subtype};{parameters} charset="{charset}"\r\nContent-Transfer-Encoding: {encoding}\r\n',
         body,
     )
+
+
+def _shorter(raw: bytes, escaped: int) -> tuple[str, tuple[bytes, ...]]:
+    """Text encoded, whichever way is shorter.
+
+    Args:
+        raw: With CRLF line ends.
+        escaped: Octets that quoted-printable can't leave as they are: each costs two more, and line breaks more still.
+    """
+    size = len(Base64(raw))
+    if len(raw) + 2 * escaped <= size:
+        quoted = tuple(map(quoted_printable, blocks_of_lines(raw)))
+        if sum(map(len, quoted)) <= size:
+            return "quoted-printable", quoted
+    return "base64", tuple(base64_pieces(raw))
 
 
 def calendar_entity(calendar: str) -> Entity:

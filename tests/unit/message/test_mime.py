@@ -18,6 +18,7 @@ from mailstrom_async._message.mime import (
     base_name,
     build,
     parameter,
+    quoted_printable,
     text_entity,
 )
 
@@ -102,6 +103,17 @@ def test_a_text_is_encoded_as_little_as_it_needs(text, encoding):
     assert raw.isascii()
     assert b"\0" not in raw
     assert max(map(len, raw.split(b"\r\n"))) <= 998
+
+
+def test_of_two_encodings_the_shorter_is_taken():
+    """For any share of umlauts, in short texts and long ones."""
+    for length in (1, 7, 40, 300):
+        for umlauts in range(0, length + 1, max(1, length // 20)):
+            text = "ü" * umlauts + "a b\n" * ((length - umlauts) // 4) + "é"
+            raw = text.replace("\n", "\r\n").encode() + b"\r\n"
+            sizes = (len(quoted_printable(raw)), sum(map(len, base64_pieces(raw))))
+
+            assert sum(map(len, text_entity("text", text, "plain").body)) == min(sizes)
 
 
 @pytest.mark.parametrize("text", ["a\rb", "a\nb", "a\r\nb", "a\n\rb", "a\r\r\nb"])
