@@ -136,7 +136,7 @@ def measure(groups: Sequence[Group], found: dict[str, object], options: argparse
                 write(options.json, found)
                 print(f"  {turn + 1}: {program}: {brief(figures)}", file=sys.stderr, flush=True)
         for row in group.rows:
-            note = ", ".join(notes[program] for program in row.programs if program in notes)
+            note = ", ".join({notes[program]: None for program in row.programs if program in notes})
             rows.append(result(row, runs, note))
             write(options.json, found)
             print(line(rows[-1]), flush=True)
