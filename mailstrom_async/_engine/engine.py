@@ -57,6 +57,7 @@ class Engine:
         self._config = config
         self._storage = storage
         self._clock = clock
+        self._chance = chance
         self._broadcast = broadcast
         self._health = health
         self._router = Router(resolver, config, clock, chance, on_trouble=lambda why: health.report("resolver", why))
@@ -163,6 +164,7 @@ class Engine:
                 self._health,
                 group,
                 self._clock,
+                self._chance,
                 self._claims.is_lost,
             )
             self._portion_changed()

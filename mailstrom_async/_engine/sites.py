@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from random import Random
 
 from anyio.abc import TaskGroup
 
@@ -43,6 +44,7 @@ class Sites:
         health: Health,
         group: TaskGroup,
         clock: Clock,
+        chance: Random,
         is_lost: Callable[[Delivery], bool],
     ) -> None:
         self.config = config
@@ -62,7 +64,7 @@ class Sites:
         self.portion = WHOLE
         self.surplus = 0  # sessions that are to end, because others came to share the limits
         self._routing: dict[str, list[Delivery]] = {}
-        self._throttles = Throttles(config.retry)
+        self._throttles = Throttles(config.retry, chance)
         self._buckets = Buckets()
         self.closed = False
         self.on_drained: Callable[[], None] | None = None

@@ -3,10 +3,11 @@
 from collections.abc import Hashable
 from dataclasses import dataclass
 from datetime import datetime
+from random import Random
 
 from mailstrom_async._config import RetryPolicy
 from mailstrom_async._engine.attempt import Contact
-from mailstrom_async._policy.congestion import throttled_for
+from mailstrom_async._policy.congestion import LONGEST_THROTTLE, throttled_for
 from mailstrom_async._status import Outcome, SiteStatus
 
 SiteKey = Hashable
@@ -50,15 +51,16 @@ class Throttle:
         )
 
     def is_forgotten(self, now: datetime) -> bool:
-        """Nobody has probed the site for as long again: there is no mail for it."""
-        return now >= self.until + (self.until - self.since)
+        """Nobody has probed the site for long: there is no mail for it."""
+        return not self.since <= now < self.until + 2 * LONGEST_THROTTLE
 
 
 class Throttles:
     """The throttles in force, and those of sites that are to be probed."""
 
-    def __init__(self, retry: RetryPolicy) -> None:
+    def __init__(self, retry: RetryPolicy, chance: Random) -> None:
         self._retry = retry
+        self._chance = chance
         self._throttles: dict[SiteKey, Throttle] = {}
 
     def __contains__(self, key: SiteKey) -> bool:
@@ -77,11 +79,11 @@ class Throttles:
         self, key: SiteKey, now: datetime, why: Outcome, contact: Contact, hosts: tuple[str, ...], destination: str
     ) -> Throttle:
         """A site turned out to be dead, or still to be: it is left alone, longer each time."""
-        self._tidy(now)
         before = self._throttles.pop(key, None)
+        self._tidy(now)
         # Our own trouble (no file descriptors, say) is not the site's.
         failures = 1 if before is None or why.cause == "local" else before.failures + 1
-        until = now + throttled_for(failures, self._retry)
+        until = now + throttled_for(failures, self._retry, self._chance.random())
         throttle = self._throttles[key] = Throttle(now, until, failures, why, contact, hosts, destination)
         return throttle
 

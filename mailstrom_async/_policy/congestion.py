@@ -109,13 +109,20 @@ class Window:
         return broken and not self._cohort and self._failures >= FEWEST_FAILURES
 
 
-def throttled_for(failures: int, retry: RetryPolicy) -> timedelta:
+def throttled_for(failures: int, retry: RetryPolicy, chance: float) -> timedelta:
     """How long a dead site is left alone after so many failed probes in a row.
 
-    The first time shorter than any retry: most of what looks dead is only restarted.
+    The first time shorter than any retry: most of what looks dead is only restarted. Give or take the jitter of
+    retries, so that sites which died together are not probed together.
+
+    Args:
+        failures: At least 1.
+        retry: The schedule of retries.
+        chance: A random number in [0, 1).
     """
     first = min(retry.base_delay / 2, FIRST_THROTTLE)
-    return min(first * (1 << min(failures - 1, 20)), LONGEST_THROTTLE)
+    span = min(first * (1 << min(failures - 1, 20)), LONGEST_THROTTLE)
+    return span * (1 + retry.jitter * (2 * chance - 1))
 
 
 def held_back_until(now: datetime, probe_at: datetime, queued_at: datetime) -> datetime:

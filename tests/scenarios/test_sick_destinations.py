@@ -1,14 +1,17 @@
 """A sick destination, or many of them, costs the healthy ones nothing (I17; rows B28, A39, E2, E3, E5)."""
 
 import asyncio
+from collections.abc import Mapping
 from datetime import timedelta
+from itertools import count
 
 import pytest
 
 from mailstrom_async import Config, Email, Limits, Mailstrom, MemoryStorage
-from mailstrom_async.testing import FakeInternet, Fault, Gate, Hang
+from mailstrom_async.testing import Close, Delay, FakeInternet, Fault, Gate, Hang, ManualClock, Reply, Scripted
 
 PATIENCE = timedelta(seconds=60)
+Script = Mapping[str, Scripted]
 NO_GRACE = timedelta(0)
 
 
@@ -39,6 +42,63 @@ async def test_a_backlog_for_a_hanging_host_holds_nobody_up(moment):
                 assert (await mailer.wait(message_id, timeout=PATIENCE)).succeeded
 
             assert sick.max_concurrent_sessions <= Limits().connections_per_host
+
+
+HEALTHY, BACKLOG = 100, 900
+
+
+def flapping() -> Script:
+    """Every second connection is closed at once, and every third mail."""
+    connections, mails = count(), count()
+    return {
+        "greeting": lambda _: Close() if next(connections) % 2 else None,
+        "MAIL": lambda _: Close() if next(mails) % 3 == 2 else None,
+    }
+
+
+def three_mails_a_session() -> Script:
+    """The fourth is told to go away."""
+    farewell = Reply("421 4.7.0 that is enough for now", then=Close())
+    return {"MAIL": lambda context: farewell if context.transaction > 3 else None}
+
+
+def slow() -> Script:
+    """Four tenths of a second for each mail."""
+    return {"end of data": Delay(timedelta(seconds=0.4))}
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param(slow, marks=pytest.mark.rule("E3", "a slow domain delays nobody; its concurrency limit is kept")),
+        pytest.param(flapping, marks=pytest.mark.rule("E2", "a flapping domain delays nobody")),
+        pytest.param(three_mails_a_session, marks=pytest.mark.rule("E2", "421 after three mails: delays nobody")),
+    ],
+)
+async def test_a_backlog_for_a_sick_host_holds_nobody_up(script):
+    """Rows E2, E3, I13: nine tenths of the queue are for it and were due before the rest. The healthy mail is delivered
+    at its first attempt, and long before the backlog is through, which is never given up either."""
+    clock = ManualClock()
+    async with FakeInternet() as internet:
+        sick = await internet.exchanger("mx.sick.example.net", script())
+        internet.domain("sick.example.net", mx=["mx.sick.example.net"])
+        await internet.exchanger("mx.well.example.org")
+        for number in range(50):
+            internet.domain(f"well{number}.example.org", mx=["mx.well.example.org"])
+        async with Mailstrom(config(internet), MemoryStorage(), clock=clock) as mailer:
+            await mailer.send_emails([email("sick.example.net", number) for number in range(BACKLOG)])
+            ids = await mailer.send_emails(
+                [email(f"well{number % 50}.example.org", number) for number in range(HEALTHY)]
+            )
+            statuses = [await mailer.wait(message_id, timeout=PATIENCE) for message_id in ids]
+
+            assert all(status.succeeded for status in statuses)
+            assert {status.recipients[0].attempts for status in statuses} == {1}
+            assert sick.received < BACKLOG
+            left = await mailer.query_recent()
+            assert {status.recipients[0].result.state for status in left} <= {"queued", "deferred"}
+            assert len(left) >= BACKLOG - sick.received
+        assert sick.max_concurrent_sessions <= Limits().connections_per_host
 
 
 @pytest.mark.rule("E5", expected="more hanging sites than connections do not stop the healthy ones")

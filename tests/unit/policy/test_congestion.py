@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from mailstrom_async import Outcome, Reply, RetryPolicy
 from mailstrom_async._policy.congestion import (
-    LONGEST_THROTTLE,
     Signal,
     Window,
     held_back_until,
@@ -158,11 +157,18 @@ def test_the_window_stays_between_one_and_the_limit(most, signals):
 
 def test_a_dead_site_is_left_alone_longer_and_longer():
     """Half a minute, a minute, ..., a quarter of an hour; the first time less than the first retry."""
-    spans = [throttled_for(failures, RetryPolicy()).total_seconds() for failures in (1, 2, 3, 5, 6, 100)]
+    retry = RetryPolicy()
+    spans = [throttled_for(failures, retry, 0.5).total_seconds() for failures in (1, 2, 3, 5, 6, 100, 10**9)]
 
-    assert spans == [30, 60, 120, 480, 900, 900]
-    assert throttled_for(1, RetryPolicy(base_delay=timedelta(seconds=1))) == timedelta(seconds=0.5)
-    assert throttled_for(10**9, RetryPolicy()) == LONGEST_THROTTLE
+    assert spans == [30, 60, 120, 480, 900, 900, 900]
+    assert throttled_for(1, RetryPolicy(base_delay=timedelta(seconds=1)), 0.5) == timedelta(seconds=0.5)
+
+
+def test_sites_that_died_together_are_not_probed_together():
+    """Row E4: a tenth more or less."""
+    spans = [throttled_for(6, RetryPolicy(), chance).total_seconds() for chance in (0, 0.25, 0.999)]
+
+    assert spans == pytest.approx([810, 855, 989.8], abs=0.1)
 
 
 def test_what_is_held_back_comes_with_the_probe_and_old_mail_a_quarter_of_its_age_later():
