@@ -288,7 +288,7 @@ class Site:
         return False
 
     async def _idle_until_work(self) -> bool:
-        if self._sites.closed:
+        if self._sites.closed or self._sites.crowded:  # another site needs the connection
             return False
         if self.pace is not None and self._waiting and not self._in_time:
             if not self.pace.soon:

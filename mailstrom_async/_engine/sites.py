@@ -196,12 +196,13 @@ class Sites:
     def _serve(self) -> None:
         while self._wanting and not self.closed:
             room = self.room
-            site = self._wanting.take(room) if room.free > 0 else None
-            if site is None:
+            wanting = self._wanting.take(room) if room.free > 0 else None
+            if wanting is None:
                 any(site.dismiss_idle() for site in self._sites.values())
                 return
-            self._wanting.discard(site.key)
-            if self._sites.get(site.key) is not site or not site.wants_session:
+            self._wanting.discard(wanting.key)
+            site = self._sites.get(wanting.key)  # it may have been forgotten, and come again as another one
+            if site is None or not site.wants_session:
                 continue
             if room.of(site.most_urgent) > 0 or site.most_urgent == "auth":  # which may be gone meanwhile
                 self._sessions += 1

@@ -7,7 +7,7 @@ from itertools import count
 
 import pytest
 
-from mailstrom_async import Config, Email, Limits, Mailstrom, MemoryStorage
+from mailstrom_async import Config, Email, Limits, Mailstrom, MemoryStorage, Timeouts
 from mailstrom_async.testing import Close, Delay, FakeInternet, Fault, Gate, Hang, ManualClock, Reply, Scripted
 
 PATIENCE = timedelta(seconds=60)
@@ -151,3 +151,18 @@ async def test_nothing_is_kept_for_each_domain_afterwards():
 
             assert len(asyncio.all_tasks()) <= before + Limits().connections_per_host
         assert internet.exchangers["mx.example.org"].max_concurrent_sessions <= Limits().connections_per_host
+
+
+@pytest.mark.rule("E5", expected="more sites than connections: a session without work makes room at once")
+async def test_many_sites_with_a_message_each_share_few_connections():
+    """Row E5: nobody waits until somebody else's idle session is closed."""
+    async with FakeInternet(ttl=300) as internet:
+        for number in range(60):
+            await internet.exchanger(f"mx{number}.example.org")
+            internet.domain(f"d{number}.example.org", mx=[f"mx{number}.example.org"])
+        never = Timeouts(idle=timedelta(hours=1))
+        async with Mailstrom(config(internet, limits=Limits(connections=4), timeouts=never), MemoryStorage()) as mailer:
+            for _ in range(2):
+                ids = await mailer.send_emails([email(f"d{number}.example.org") for number in range(60)])
+                for message_id in ids:
+                    assert (await mailer.wait(message_id, timeout=PATIENCE)).succeeded
