@@ -51,11 +51,11 @@ def destinations_of(dues: Sequence[Due]) -> list[str]:
     return [due.destination for due in dues]
 
 
-@pytest.mark.rule("I17", "a backlog that is passed over is moved out of the way")
+@pytest.mark.rule("E2", "a backlog that is passed over is moved out of the way")
 async def test_what_is_in_the_way_gets_a_line_and_the_answers_are_the_same(
     store: SQLiteStorage, backlog: list[Due], query: Query
 ):
-    """Row I17: with the destination left out or not."""
+    """Row E2: with the destination left out or not."""
     before = lined_up(query)
     first = await store.upcoming(3, excluding=[SLOW])
     after = lined_up(query)
