@@ -395,10 +395,31 @@ PIECES = [
 ]
 
 
-@settings(max_examples=1000, deadline=None)
+WHOLE = [
+    b"From: =?utf-8?q?J=C3=B6rg?= (x) <a@example.org>\r\nTo: B <b@example.net>,\r\n c@example.net\r\nSubject: x\r\n\r\n.\r\n",
+    b"From: a@example.org\r\nBcc: hidden@example.net\r\nMessage-ID: <a@b>\r\nReferences: <c@d>\r\n <e@f>\r\n\r\nbody\r\n",
+    b"From: a@example.org\nTo: G: x@y.example, z@y.example;\nResent-Bcc: hidden@e.example\n\n\n\nx",
+    "From: Pelé <pelé@example.org>\r\nTo: 用户@例子.广告\r\n\r\nü\r\n".encode(),
+]
+GRAMMAR = [piece.encode() for piece in ("=?", "?=", "?q?", "<", ">", '"', "(", ")", "\\", "@", ",", ";", "é", "[", "]")]
+inserted = st.one_of(st.just(b""), st.sampled_from(GRAMMAR + PIECES), st.binary(max_size=3))
+edits = st.tuples(st.floats(0, 1), st.integers(0, 4), inserted)
+
+
+def edited(whole: bytes, changes: list[tuple[float, int, bytes]]) -> bytes:
+    """A good message with something taken out and put in here and there."""
+    for place, out, into in changes:
+        at = int(place * len(whole))
+        whole = whole[:at] + into + whole[at + out :]
+    return whole
+
+
+@settings(max_examples=2000, deadline=None)
 @example(b"From: a@example.org\r\nTo: b@example.net\r\n\r\n")
+@example("From: =?utf-8é?q?x?= <a@example.org>\r\nTo: b@example.net\r\n\r\n".encode())
 @given(
     st.one_of(
+        st.builds(edited, st.sampled_from(WHOLE), st.lists(edits, max_size=5)),
         st.binary(max_size=200),
         st.lists(st.one_of(st.sampled_from(PIECES), st.binary(max_size=5)), max_size=40).map(b"".join),
         st.lists(st.one_of(st.sampled_from(PIECES), st.binary(max_size=5)), max_size=40).map(

@@ -395,3 +395,14 @@ def test_a_full_stop_of_another_script_is_a_dot():
     assert read("a@example。org") == [("", "a@example.org")]
     with pytest.raises(InvalidEmail):
         read_bare(TO, "a@x。local", ANY)
+
+
+@pytest.mark.parametrize(
+    "word", ["=?utf-8é?q?x?=", "=?nonsense?q?x?=", "=?hex?q?78?=", "=?utf-8?b?x?=", "=?utf-8?q?=ff?=", "=?utf-8?x?x?="]
+)
+def test_a_broken_encoded_word_stays_as_it_is(word):
+    """The standard library has an error of its own for each way to break one."""
+    ((name, address),) = read(f"{word} <a@example.org>")
+
+    assert address == "a@example.org"
+    assert name in (word, "\ufffd", "x")
