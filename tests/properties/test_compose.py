@@ -396,8 +396,8 @@ PIECES = [
 
 
 WHOLE = [
-    b"From: =?utf-8?q?J=C3=B6rg?= (x) <a@example.org>\r\nTo: B <b@example.net>,\r\n c@example.net\r\nSubject: x\r\n\r\n.\r\n",
-    b"From: a@example.org\r\nBcc: hidden@example.net\r\nMessage-ID: <a@b>\r\nReferences: <c@d>\r\n <e@f>\r\n\r\nbody\r\n",
+    b"From: =?utf-8?q?J=C3=B6rg?= (x) <a@example.org>\r\nTo: B <b@example.net>,\r\n c@example.net\r\n\r\n.\r\n",
+    b"From: a@example.org\r\nBcc: hidden@example.net\r\nMessage-ID: <a@b>\r\nReferences: <c@d>\r\n <e@f>\r\n\r\nb",
     b"From: a@example.org\nTo: G: x@y.example, z@y.example;\nResent-Bcc: hidden@e.example\n\n\n\nx",
     "From: Pelé <pelé@example.org>\r\nTo: 用户@例子.广告\r\n\r\nü\r\n".encode(),
 ]
