@@ -23,7 +23,9 @@ from mailstrom_async._engine.sites import Sites
 from mailstrom_async._envelope import Delivery, Due
 from mailstrom_async._errors import StorageError
 from mailstrom_async._events import Event, MessageCompleted, RecipientDeferred, RecipientDelivered, RecipientFailed
+from mailstrom_async._policy.verdict import judge_breakdown
 from mailstrom_async._queue.retry import has_expired, longest_wait
+from mailstrom_async._reply import Phase
 from mailstrom_async._status import Failed, SiteStatus
 from mailstrom_async.dns.base import Resolver
 from mailstrom_async.smtp.base import Connector
@@ -31,6 +33,7 @@ from mailstrom_async.storage.base import Record, Recorded, Storage
 
 logger = logging.getLogger("mailstrom_async")
 
+LOST = judge_breakdown(Phase.CONNECT, "local", "the lease ended before it was this delivery's turn")
 LAST_WORDS = timedelta(seconds=10)
 """How long a stopping engine tries to write results that the store does not take."""
 
@@ -165,7 +168,7 @@ class Engine:
                 group,
                 self._clock,
                 self._chance,
-                self._claims.is_lost,
+                self._wanted,
             )
             self._portion_changed()
             self._scheduler = Scheduler(
@@ -231,15 +234,24 @@ class Engine:
             self._sites.share(self._attendance.portion)
 
     def _dispatch(self, deliveries: Sequence[Delivery]) -> None:
-        now = self._clock.now()
-        expired = [delivery for delivery in deliveries if has_expired(delivery, now)]
-        if expired:
-            over = {delivery.id for delivery in expired}
-            deliveries = [delivery for delivery in deliveries if delivery.id not in over]
-            if self._group is not None:
-                self._group.start_soon(self._expire, expired)
         if self._sites is not None:
-            self._sites.assign(deliveries)
+            self._sites.assign(self._wanted(deliveries))
+
+    def _wanted(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
+        """Those that may still be attempted. The others end here: whose time is over, and what is not ours any more."""
+        now, lifetime = self._clock.now(), self._config.retry.lifetime
+        wanted: list[Delivery] = []
+        expired: list[Delivery] = []
+        for delivery in deliveries:
+            if self._claims.is_lost(delivery):
+                self._settlement.settle_all(delivery, LOST)  # which the store will refuse
+            elif has_expired(delivery, now, lifetime):
+                expired.append(delivery)
+            else:
+                wanted.append(delivery)
+        if expired and self._group is not None:
+            self._group.start_soon(self._expire, expired)
+        return wanted
 
     async def _expire(self, deliveries: Sequence[Delivery]) -> None:
         """Fail what waited to its end, with what was said last: a claim does not bring that."""

@@ -141,7 +141,8 @@ class Settlement:
             if isinstance(result, Deferred):
                 results[recipient.address] = expired(result.reason, result.reply, now)
             else:
-                results[recipient.address] = expired("see its attempts", None, now)
+                last_reason = "see its attempts" if recipient.attempts else "there was none"
+                results[recipient.address] = expired(last_reason, None, now)
         self._submit(Record(delivery, results, None, None))
 
 

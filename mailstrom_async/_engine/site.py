@@ -38,8 +38,6 @@ logger = logging.getLogger("mailstrom_async")
 TURN = 10
 """Messages that a site's only session carries before it makes room for another site."""
 
-LOST = judge_breakdown(Phase.CONNECT, "local", "the lease ended before it was this delivery's turn")
-
 KNOWN_DESTINATIONS = 10
 """Of a site, so many are remembered to be shown."""
 
@@ -200,7 +198,7 @@ class Site:
                 if (bundle := lookahead.take() or self.take()) is not None:
                     urgent = bundle.lane == "auth"
                     if not session.sent_ahead(bundle.deliveries[0].message):
-                        self._drop_lost(bundle)
+                        bundle.deliveries = self._sites.wanted(bundle.deliveries)
                 if bundle is not None and bundle.deliveries:
                     await self._carry(session, bundle, lookahead)
                 bundle = None  # or its content would stay in memory while the session idles
@@ -245,12 +243,6 @@ class Site:
     def _used_what_is_kept(self) -> bool:
         """The connection that is kept of all there are is in use for "auth", and here is nothing more of that."""
         return self._sites.room.of("default") < 0 and self.most_urgent != "auth"
-
-    def _drop_lost(self, bundle: Bundle) -> None:
-        """Take out what is not ours any more. The store will refuse its record, which ends it here."""
-        for delivery in [delivery for delivery in bundle.deliveries if self._sites.is_lost(delivery)]:
-            bundle.deliveries.remove(delivery)
-            self._sites.settlement.settle_all(delivery, LOST)
 
     def take(self, *, freed: int = 0) -> Bundle | None:
         """The next one to carry, if there is one that may be carried now.

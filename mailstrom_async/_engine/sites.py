@@ -45,7 +45,7 @@ class Sites:
         group: TaskGroup,
         clock: Clock,
         chance: Random,
-        is_lost: Callable[[Delivery], bool],
+        wanted: Callable[[Sequence[Delivery]], list[Delivery]],
     ) -> None:
         self.config = config
         self.router = router
@@ -54,7 +54,7 @@ class Sites:
         self._health = health
         self.group = group
         self.clock = clock
-        self.is_lost = is_lost
+        self.wanted = wanted  # those that may still be attempted, when it is their turn; ends the others
         self._sites: dict[SiteKey, Site] = {}
         self._wanting = Lanes[Site]()  # by the most urgent that waits there
         self.auth_seen = False

@@ -44,9 +44,13 @@ def due_after_setback(
     return due_at if due_at <= now + longest else now + (due_at - now) % longest
 
 
-def has_expired(delivery: Delivery, now: datetime) -> bool:
+def has_expired(delivery: Delivery, now: datetime, lifetime: timedelta) -> bool:
     """Whether the delivery's time is over, so that it is failed rather than attempted.
 
-    Nothing expires that was never attempted, however long the process was down or wherever the clock jumped.
+    Nothing expires that was never attempted, however long the process was down or wherever the clock jumped; but for
+    what was given less time than `lifetime`, the usual one: its sender said that it is worthless afterwards.
     """
-    return now >= delivery.message.expires_at and all(recipient.attempts > 0 for recipient in delivery.recipients)
+    message = delivery.message
+    if now < message.expires_at:
+        return False
+    return message.expires_at - message.queued_at < lifetime or all(one.attempts > 0 for one in delivery.recipients)

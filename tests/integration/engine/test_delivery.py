@@ -3,6 +3,7 @@
 import asyncio
 from datetime import timedelta
 
+import anyio
 import pytest
 
 from mailstrom_async import Deferred, Delivered, Failed, Limits, RetryPolicy
@@ -130,6 +131,40 @@ async def test_a_code_that_is_worthless_after_ten_minutes_does_not_arrive_late(b
         status = await mailer.wait(message_id, timeout=PATIENCE)
 
     assert status.recipients[0].result.cause == "expired"
+    assert server.received == 0
+
+
+async def test_a_code_that_becomes_worthless_while_it_waits_for_a_session_is_not_sent(build, server, clock):
+    """`expires_after`: the only session waits for a slow host; when it is free again, the code is too old."""
+    server.extensions.remove("PIPELINING")
+    server.script["end of data"] = gate = Gate()
+    async with build(limits=Limits(connections_per_host=1), lease=DAY) as mailer:
+        first = await mailer.send_email(email())
+        await gate.reached()
+        code = await mailer.send_email(email(), expires_after=10 * MINUTE, lane="auth")
+        other = await mailer.send_email(email())
+        await anyio.wait_all_tasks_blocked()
+        clock.set(clock.now() + 11 * MINUTE)
+        gate.open()
+        for message_id in (first, other):
+            assert (await mailer.wait(message_id, timeout=PATIENCE)).succeeded
+        result = (await mailer.wait(code, timeout=PATIENCE)).recipients[0].result
+
+        assert (result.cause, result.enhanced) == ("expired", "4.4.7")
+        assert await mailer.query_attempts(code) == []
+    assert server.received == 2
+
+
+async def test_a_code_that_is_worthless_after_a_restart_is_not_sent(build, server, storage, clock):
+    """`expires_after`: it was never attempted, but its sender said until when it is of use."""
+    async with build(deliver=False) as mailer:
+        code = await mailer.send_email(email(), expires_after=10 * MINUTE)
+    clock.advance(HOUR)
+    async with build() as mailer:
+        status = await mailer.wait(code, timeout=PATIENCE)
+
+    assert status.recipients[0].result.cause == "expired"
+    assert "there was none" in status.recipients[0].result.reason
     assert server.received == 0
 
 

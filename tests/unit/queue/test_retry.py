@@ -120,12 +120,18 @@ def test_any_policy_gives_a_time_between_now_and_the_end(
 
 def test_a_delivery_expires_at_the_end_of_its_lifetime():
     """Not before it."""
-    assert has_expired(delivery(1, 3), NOW)
-    assert not has_expired(delivery(1, 3, expires_at=NOW + timedelta(microseconds=1)), NOW)
+    assert has_expired(delivery(1, 3), NOW, DAY)
+    assert not has_expired(delivery(1, 3, expires_at=NOW + timedelta(microseconds=1)), NOW, DAY)
 
 
 @pytest.mark.rule("C17", "clock forward 10 days: nobody expires unattempted")
 def test_nobody_expires_unattempted():
     """Row C17: not after ten days of standing still, and not by a clock that jumped."""
-    assert not has_expired(delivery(0), NOW + 10 * DAY)
-    assert not has_expired(delivery(1, 0), NOW + 10 * DAY)
+    assert not has_expired(delivery(0), NOW + 10 * DAY, DAY)
+    assert not has_expired(delivery(1, 0), NOW + 10 * DAY, DAY)
+
+
+def test_what_was_given_less_time_than_usual_expires_unattempted():
+    """A login code: its sender said when it is worthless. Not before that."""
+    assert has_expired(delivery(0), NOW, DAY + timedelta(microseconds=1))
+    assert not has_expired(delivery(0), NOW - timedelta(microseconds=1), 5 * DAY)
