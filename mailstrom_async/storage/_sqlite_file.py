@@ -23,7 +23,7 @@ _OLDEST = (3, 37, 0)  # STRICT tables
 
 
 def open_file(path: Path) -> sqlite3.Connection:
-    """The connection that writes, to a store of the newest version, made or migrated where needed. The lock is held.
+    """The connection that writes, to a store that is made where needed, but not yet migrated. The lock is held.
 
     Raises:
         StorageIncompatible: The file is another program's, too new, or damaged; it is left as it is.
@@ -47,11 +47,15 @@ def open_file(path: Path) -> sqlite3.Connection:
     try:
         _check_inside(connection, path)
         _configure(connection, path)
-        migrate(connection, MIGRATIONS)
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def bring_up_to_date(connection: sqlite3.Connection) -> None:
+    """Migrate a file of an older version. There is a guard: this writes."""
+    migrate(connection, MIGRATIONS)
 
 
 def open_for_reading(path: Path) -> sqlite3.Connection:

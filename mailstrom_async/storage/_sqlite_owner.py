@@ -17,7 +17,7 @@ from mailstrom_async.storage._file_lock import locked
 from mailstrom_async.storage._sqlite_calls import Call
 from mailstrom_async.storage._sqlite_door import Door
 from mailstrom_async.storage._sqlite_errors import storage_error
-from mailstrom_async.storage._sqlite_file import open_file, open_for_reading, wal_of
+from mailstrom_async.storage._sqlite_file import bring_up_to_date, open_file, open_for_reading, wal_of
 from mailstrom_async.storage._sqlite_follower import OwnerLost
 from mailstrom_async.storage._sqlite_guard import Guard
 from mailstrom_async.storage._sqlite_lane import Lane, Operation, T
@@ -136,6 +136,7 @@ class Owner:
         stack.enter_context(locked(self._path))
         writer = stack.enter_context(closing(open_file(self._path)))
         guard = stack.enter_context(Guard(self._path))
+        bring_up_to_date(writer)
         writer.execute("BEGIN IMMEDIATE")
         queue.take_up(writer, self._now)
         writer.execute("COMMIT")

@@ -114,7 +114,8 @@ class SQLiteStorage:
 
         Args:
             connection: To the file of this store: a sqlite3.Connection, an aiosqlite.Connection, or SQLAlchemy's
-                AsyncConnection or AsyncSession on aiosqlite.
+                AsyncConnection or AsyncSession on aiosqlite. One of sqlite3's is used in the thread of the event loop,
+                which stands still while it waits for somebody else's transaction.
             acceptances: What is to be stored.
             queue_size: See `enqueue`.
         """
