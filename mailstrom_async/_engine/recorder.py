@@ -16,6 +16,8 @@ BATCH = 256
 PACE = 0.015
 """Seconds from one write to the next at the least: what is recorded together shares a commit and its statements. A
 result that comes alone does not wait."""
+TURN = 50
+"""Results told in one turn of the event loop."""
 PATIENCE = timedelta(seconds=1)
 """Between two tries to write to a store that does not take it."""
 
@@ -89,8 +91,18 @@ class Recorder:
             return False
         batch, self._writing = self._writing, ()
         self._health.report("store", None)
-        for record, written in zip(batch, recorded, strict=True):
-            if not written.accepted:
-                logger.warning("%r: its claim was lost, so its result was not recorded", record.delivery)
-            self._on_recorded(record, written)
+        left = zip(batch, recorded, strict=True)
+        try:
+            for number, (record, written) in enumerate(left, 1):
+                self._tell(record, written)
+                if number % TURN == 0:
+                    await asyncio.sleep(0)  # others have their turn
+        finally:
+            for record, written in left:  # we were cancelled, and it is in the store all the same
+                self._tell(record, written)
         return True
+
+    def _tell(self, record: Record, written: Recorded) -> None:
+        if not written.accepted:
+            logger.warning("%r: its claim was lost, so its result was not recorded", record.delivery)
+        self._on_recorded(record, written)

@@ -174,7 +174,8 @@ class Scheduler:
                 await self._refill(lane, backlog, REFILL)
             elif look:
                 await self._refill(lane, backlog, LOOKED_AT)
-            backlog.line_up(self._clock.now(), self._claims)
+            while backlog.line_up(self._clock.now(), self._claims):  # noqa: ASYNC110 - there is nothing to wait for
+                await asyncio.sleep(0)  # others have their turn
         if look and self._storage.shared:
             self._look_at = self._clock.now() + LOOK_EVERY
 

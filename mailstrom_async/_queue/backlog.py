@@ -15,6 +15,8 @@ from mailstrom_async._queue.lanes import Turns
 HEAP_CAPACITY = 10_000
 READY_CAPACITY = 20_000
 """Due deliveries that wait here for their claim: a few hundred bytes each."""
+TURN = 500
+"""Deliveries lined up in one turn of the event loop."""
 KEPT_CLAIMS = 100
 KEPT_OF_MEMORY = 16
 """So many claims, and this part of the memory, are kept for "auth"."""
@@ -50,11 +52,12 @@ class Backlog:
         self.lines.follow(due)
         self._heap.push(later)
 
-    def line_up(self, now: datetime, claimed: Container[int]) -> None:
-        """Move what is due into the lines."""
+    def line_up(self, now: datetime, claimed: Container[int]) -> bool:
+        """Move what is due into the lines, some of it at a time; whether there may be more."""
         # What a shared store named while it was somebody else's may be ours by now, and must not be claimed twice.
-        due = self._heap.pop_due(now, max(0, self._room))
+        due = self._heap.pop_due(now, max(0, min(self._room, TURN)))
         self.lines.add(entry for entry in due if entry.delivery_id not in claimed)
+        return len(due) == TURN
 
     @property
     def next_due_at(self) -> datetime | None:

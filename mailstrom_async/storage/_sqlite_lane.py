@@ -24,6 +24,8 @@ BATCH = 256
 BATCH_BYTES = 16 * 1024 * 1024
 CROWD = 32
 """Operations that are worth a transaction, whoever is still to come."""
+TURN = 25
+"""Who waited for a commit and is told of it in one turn of the event loop."""
 IDLE_SECONDS = 0.05
 
 
@@ -207,7 +209,7 @@ class Lane:
             reports.setdefault(waiting.future.get_loop(), []).append((waiting, outcome))
         for loop, report in reports.items():
             try:
-                loop.call_soon_threadsafe(_deliver, report)
+                loop.call_soon_threadsafe(_deliver, loop, report)
             except RuntimeError:
                 logger.debug("%s: the event loop is closed, and nobody waits for %d results", self._path, len(report))
 
@@ -216,8 +218,11 @@ def _merged(merge: Any, operations: Sequence[Operation[object]], connection: sql
     return merge(connection, operations)
 
 
-def _deliver(report: Sequence[tuple[_Waiting, object]]) -> None:
-    for waiting, outcome in report:
+def _deliver(loop: asyncio.AbstractEventLoop, report: Sequence[tuple[_Waiting, object]]) -> None:
+    """Tell those who wait, some at a time: what they do next is to hold nobody else up."""
+    if rest := report[TURN:]:
+        loop.call_soon(_deliver, loop, rest)
+    for waiting, outcome in report[:TURN]:
         if waiting.future.done():  # cancelled meanwhile
             if isinstance(outcome, Exception):
                 logger.debug("a cancelled operation had failed: %s", outcome)
