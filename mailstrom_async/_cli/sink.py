@@ -16,11 +16,19 @@ async def run(host: str, port: int, *, whole: bool) -> None:
     async with SMTPServer(host=host, port=port, name="sink.localhost") as server:
         output.print(f"taking mail at {server.host}:{server.port}; Control-C ends it")
         printed = 0
-        while True:
-            messages = await server.wait_for_messages(printed + 1, timeout=FOREVER)
-            for message in messages[printed:]:
-                _print(output, message, whole=whole)
-            printed = len(messages)
+        try:
+            while True:
+                await server.wait_for_messages(printed + 1, timeout=FOREVER)
+                printed = _print_from(printed, server, output, whole=whole)
+        finally:
+            _print_from(printed, server, output, whole=whole)  # what came right before the interrupt
+
+
+def _print_from(printed: int, server: SMTPServer, output: Console, *, whole: bool) -> int:
+    messages = server.messages[printed:]
+    for message in messages:
+        _print(output, message, whole=whole)
+    return printed + len(messages)
 
 
 def _print(output: Console, message: ReceivedMessage, *, whole: bool) -> None:
