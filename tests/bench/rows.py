@@ -18,6 +18,7 @@ import large
 import million
 import postfix
 import rtt
+import sick
 import throughput
 from result import Figure, Row
 from sink import sink
@@ -74,8 +75,6 @@ def one_large() -> dict[str, float]:
 
 def healthy(kind: str) -> dict[str, Any]:
     """How long mail to healthy destinations takes while most of the queue is for one with this sickness."""
-    import sick
-
     latencies = sick.run(kind)
     p50, p99 = (throughput.percentile(latencies, share) * 1e3 for share in (0.5, 0.99))
     return {"p50_ms": p50, "p99_ms": p99, "latencies_s": [round(each, 5) for each in latencies]}
