@@ -195,7 +195,7 @@ class Site:
                     session = await self._open()
                     if session is None:
                         return
-                if (bundle := lookahead.take() or self.take()) is not None:
+                if (bundle := lookahead.take() or self.take(fresh=session.transactions == 0)) is not None:
                     urgent = bundle.lane == "auth"
                     if not session.sent_ahead(bundle.deliveries[0].message):
                         bundle.deliveries = self._sites.wanted(bundle.deliveries)
@@ -244,13 +244,14 @@ class Site:
         """The connection that is kept of all there are is in use for "auth", and here is nothing more of that."""
         return self._sites.room.of("default") < 0 and self.most_urgent != "auth"
 
-    def take(self, *, freed: int = 0) -> Bundle | None:
+    def take(self, *, freed: int = 0, fresh: bool = False) -> Bundle | None:
         """The next one to carry, if there is one that may be carried now.
 
         Args:
             freed: Sessions that will not carry any more then what they carry now.
+            fresh: A session was opened for it, perhaps the one that is kept: for the most urgent, then.
         """
-        bundle = self._waiting.take(self._room(freed=freed)) if self._in_time else None
+        bundle = self._waiting.take(self._room(freed=freed), urgent_first=fresh) if self._in_time else None
         if self.pace is not None and bundle is not None:
             self.pace.take(self._transactions(bundle))
         return bundle

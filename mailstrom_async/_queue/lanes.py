@@ -108,11 +108,16 @@ class Lanes(Generic[T]):
         bulk = min(len(self._bulk), max(0, room.of("bulk") - default)) if self._bulk else 0
         return len(self._auth) + default + bulk
 
-    def take(self, room: Room) -> T | None:
-        """The next one, of the lanes that have something and room; None: there is none. "auth" always has room."""
+    def take(self, room: Room, *, urgent_first: bool = False) -> T | None:
+        """The next one, of the lanes that have something and room; None: there is none. "auth" always has room.
+
+        Args:
+            room: What there is.
+            urgent_first: Of the most urgent lane, whoever's turn it is.
+        """
         waiting: list[Lane] = [
             lane for lane, line in self._lines.items() if line and (lane == "auth" or room.of(lane) > 0)
         ]
         if not waiting:
             return None
-        return self._lines[self._turns.take(waiting)].popitem(last=False)[1]
+        return self._lines[self._turns.take(waiting[:1] if urgent_first else waiting)].popitem(last=False)[1]

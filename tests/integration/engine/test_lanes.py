@@ -9,7 +9,7 @@ from datetime import timedelta
 import anyio
 import pytest
 
-from mailstrom_async import Config, Limits, Mailstrom, MemoryStorage
+from mailstrom_async import Config, Limits, Mailstrom, MemoryStorage, SQLiteStorage
 from mailstrom_async.testing import FakeInternet, Gate, Hang, SMTPServer
 
 from .conftest import email
@@ -43,9 +43,7 @@ def held(server) -> dict[str, Gate]:
 
 
 @pytest.mark.parametrize("allowed", [2, 4])
-async def test_a_login_code_goes_at_once_though_a_slow_host_has_all_the_newsletters_it_may(
-    build, server, held, allowed
-):
+async def test_a_login_code_goes_at_once_though_a_slow_host_has_its_fill_of_newsletters(build, server, held, allowed):
     """Newsletters never use the last session: it opens for the login code, and carries the next one as well."""
     async with build(limits=Limits(connections_per_host=allowed), shutdown_grace=NO_GRACE) as mailer:
         # Some are taken first, so that the site may have all its sessions.
@@ -108,8 +106,27 @@ async def test_what_waits_for_the_only_session_takes_turns_by_weight(build, serv
     assert senders(server).count("bulk") == 30
 
 
-async def test_a_connection_of_all_there_are_is_kept_for_login_codes():
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+async def test_a_backlog_of_newsletters_hides_no_login_code_after_a_restart(build, server, held, tmp_path, kind):
+    """What was accepted last, after more than is read from the store at once, is attempted at once."""
+    store = MemoryStorage() if kind == "memory" else SQLiteStorage(tmp_path / "mail.db")
+    async with build(store, deliver=False) as mailer:
+        template = of("bulk")
+        await mailer.send_emails([template.but(to=f"bulk{number}@example.net") for number in range(3000)], lane="bulk")
+        code = await mailer.send_email(of("auth"), lane="auth")
+        ordinary = await mailer.send_email(of("default"))
+    held["default"].open()
+    async with build(store, shutdown_grace=NO_GRACE) as mailer:
+        for message_id in (code, ordinary):
+            status = await mailer.wait(message_id, timeout=PATIENCE)
+            assert status.succeeded
+    assert status.lane == "default"
+    assert sorted(senders(server)) == ["auth", "default"]
+
+
+async def test_a_connection_of_all_there_are_is_kept_for_login_codes(monkeypatch):
     """Newsletters to many slow hosts leave one of `Limits.connections`, and it is given back when it is not needed."""
+    monkeypatch.setattr("mailstrom_async._engine.waits.SLOW", 60.0)  # or the slow ones would not be counted
     async with FakeInternet() as internet:
         gate = Gate(Hang())
         for number in range(5):

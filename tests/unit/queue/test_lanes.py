@@ -130,6 +130,15 @@ def test_a_session_is_kept_for_the_top_lane(room: Room, counts: dict[str, int], 
     assert waiting.take(room) == first
 
 
+def test_the_most_urgent_can_be_taken_out_of_turn():
+    """It has had its turn then all the same."""
+    waiting = filled(auth=2, bulk=2)
+    first = [waiting.take(PLENTY), waiting.take(PLENTY, urgent_first=True)]
+
+    assert first == ["auth0", "auth1"]
+    assert taken(waiting, 2) == ["bulk0", "bulk1"]
+
+
 def test_what_waits_can_be_taken_out_and_seen():
     """The most urgent first."""
     waiting = filled(bulk=2, default=1, auth=1)
