@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import logging
+from collections import deque
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -13,11 +14,12 @@ from mailstrom_async.storage._sqlite_socket import connect
 from mailstrom_async.storage._sqlite_wire import (
     ANSWER,
     LONGEST_GREETING,
+    PIECE,
     BrokenFrame,
     Frame,
     Splitter,
     check_greeting,
-    frame,
+    pieces_of_frame,
     unpack_fault,
     why_unreadable,
 )
@@ -59,7 +61,7 @@ class Follower(asyncio.Protocol):
         self._splitter = Splitter()
         self._numbers = itertools.count()
         self._pending: dict[int, _Pending] = {}
-        self._unsent: list[bytes] = []
+        self._unsent: deque[bytes | memoryview] = deque()
         self._writable = asyncio.Event()
         self._writable.set()
         self._heard_at = loop.time()
@@ -100,13 +102,14 @@ class Follower(asyncio.Protocol):
             raise self._trouble or OwnerLost
         number = next(self._numbers)
         try:
-            sent = frame(number, call.kind, call.packed())
+            sent = pieces_of_frame(number, call.kind, call.packed())
         except BrokenFrame as error:
             raise StorageError(f"{self._path} is open in another process, and {error}; send less at a time") from error
         pending = self._pending[number] = _Pending(self._loop.create_future(), call, self._loop.time())
         if not self._unsent:
             self._loop.call_soon(self._send)  # together with what others ask in this turn of the loop
-        self._unsent.append(sent)
+        self._unsent.extend(sent)
+        del sent
         try:
             answer: T = await pending.future
         finally:
@@ -179,6 +182,7 @@ class Follower(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._writable.set()
+        self._send()
 
     def _greet(self, data: bytes) -> bytes:
         """Returns what follows the greeting."""
@@ -205,6 +209,11 @@ class Follower(asyncio.Protocol):
             waiting.future.set_exception(unpack_fault(one.packed))
 
     def _send(self) -> None:
-        unsent, self._unsent = self._unsent, []
-        if self._transport is not None:
-            self._transport.write(b"".join(unsent))
+        """Write what waits, as far as the connection takes it; the rest when it takes more."""
+        while self._unsent and self._transport is not None and self._writable.is_set():
+            batch: list[bytes | memoryview] = []
+            size = 0
+            while self._unsent and size < PIECE:
+                batch.append(self._unsent.popleft())
+                size += len(batch[-1])
+            self._transport.write(b"".join(batch))

@@ -17,6 +17,9 @@ LONGEST_GREETING = 64
 FRAME_LIMIT = 512 * 1024 * 1024
 """More than SMTP servers take by far, and little enough that a stray length is noticed before memory is gone."""
 
+PIECE = 256 * 1024
+"""Bytes that are written at once."""
+
 ANSWER, FAULT = 0, 1
 """The kinds of frames that the owner sends; the others are the calls."""
 
@@ -52,10 +55,22 @@ class Frame(NamedTuple):
 
 def frame(number: int, kind: int, packed: Packed) -> bytes:
     """Raises BrokenFrame if it is above the limit."""
+    return _begin(number, kind, packed) + packed.body
+
+
+def pieces_of_frame(number: int, kind: int, packed: Packed) -> list[bytes | memoryview]:
+    """A frame that may be large, to be written piece by piece: no copy of it is made. Raises BrokenFrame."""
+    begin, body = _begin(number, kind, packed), memoryview(packed.body)
+    if len(body) <= PIECE:
+        return [begin + body]
+    return [begin, *(body[start : start + PIECE] for start in range(0, len(body), PIECE))]
+
+
+def _begin(number: int, kind: int, packed: Packed) -> bytes:
     head, body = packed
     if len(head) + len(body) > FRAME_LIMIT:
         raise BrokenFrame(f"{len(head) + len(body)} bytes are more than the {FRAME_LIMIT} that may travel at once")
-    return b"".join((_FRAME.pack(number, kind, len(head), len(body)), head, body))
+    return _FRAME.pack(number, kind, len(head), len(body)) + head
 
 
 class Splitter:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from mailstrom_async import AlreadyQueued, MailerStateError, QueueFull, StorageError, StorageIncompatible
 from mailstrom_async.storage._sqlite_wire import (
     FRAME_LIMIT,
+    PIECE,
     BrokenFrame,
     Frame,
     Packed,
@@ -14,6 +15,7 @@ from mailstrom_async.storage._sqlite_wire import (
     check_greeting,
     frame,
     pack_fault,
+    pieces_of_frame,
     unpack_fault,
 )
 
@@ -37,6 +39,17 @@ def test_frames_arrive_whole_and_in_order(sent, data):
         stream = stream[size:]
 
     assert arrived == sent
+
+
+@pytest.mark.parametrize("size", [0, 1, PIECE, PIECE + 1, 3 * PIECE, 3 * PIECE + 1])
+def test_the_pieces_of_a_frame_are_the_frame(size):
+    """Row C19: a large one is not copied to be sent."""
+    packed = Packed(b"[1]", b"x" * size)
+    pieces = pieces_of_frame(7, 2, packed)
+
+    assert b"".join(pieces) == frame(7, 2, packed)
+    assert max(map(len, pieces)) <= PIECE + 100
+    assert all(piece.obj is packed.body for piece in pieces[1:])
 
 
 @given(st.lists(st.binary(max_size=300), max_size=6))

@@ -98,6 +98,16 @@ async def test_large_contents_cross_byte_for_byte(owner, follower):
     assert [one.content for one in prepared] == contents
 
 
+async def test_large_and_small_contents_cross_beside_one_another(owner, follower):
+    """Row C19: a large one goes in pieces, as the owner takes them, and nothing comes in between them."""
+    sizes = [3_000_000, 10, 300_000, 20, 5_000_000, 30, 40]
+    sent = [email(f"{size}@example.org", content=bytes([size % 251]) * size) for size in sizes]
+    await asyncio.gather(*(follower.enqueue([one]) for one in sent))
+
+    for one in sent:
+        assert (await owner.prepared(one.prepared.message_id)).content == one.prepared.content
+
+
 async def test_a_cancelled_call_leaves_the_connection_as_it_is(owner, follower):
     """Row C20: its answer comes, and nobody wants it; the next call gets its own."""
     for number in range(20):
