@@ -77,15 +77,15 @@ class Owner:
         """Return when somebody else should have the file."""
         await self._over.wait()
 
-    async def do(self, call: Call[T]) -> T:
+    def do(self, call: Call[T]) -> asyncio.Future[T]:
         """Raises OwnerLost if this process gives the file up."""
-        return await self.run(call.operation, writes=call.writes, size=call.size)
+        return self.run(call.operation, writes=call.writes, size=call.size)
 
-    async def run(self, operation: Operation[T], *, writes: bool, size: int = 0) -> T:
+    def run(self, operation: Operation[T], *, writes: bool, size: int = 0) -> asyncio.Future[T]:
         """As `do`, for what never comes from another process."""
         if self._over.is_set():
             raise OwnerLost
-        return await (self._writes if writes else self._reads).run(operation, size=size)
+        return (self._writes if writes else self._reads).submit(operation, size=size)
 
     def hastened(self) -> None:
         """Somebody else has made deliveries due: the engine here is to know. May be called in any thread."""

@@ -79,12 +79,16 @@ class Share:
         if self._side is not None:
             await self._side.aclose()
 
+    @property
+    def settled(self) -> Owner | Follower | None:
+        """Whoever answers now, as almost always somebody does."""
+        return self._side if self._settled.is_set() and not self.closing else None
+
     async def side(self) -> Owner | Follower:
-        """Whoever answers now. Raises StorageError if there is nobody for so long that the caller should know."""
-        if self._side is None or not self._settled.is_set():  # almost never
-            with suppress(TimeoutError):
-                async with asyncio.timeout(PATIENCE_SECONDS):
-                    await self._settled.wait()
+        """Whoever answers next. Raises StorageError if there is nobody for so long that the caller should know."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                await self._settled.wait()
         if self.closing:
             raise StorageError(f"{self._path} was closed meanwhile")
         if self._side is None or not self._settled.is_set():

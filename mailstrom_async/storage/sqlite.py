@@ -200,7 +200,7 @@ class SQLiteStorage:
     async def _deliver(self, operation: Operation[T], otherwise: T, *, writes: bool = True) -> T:
         share = self._usable()
         share.engine_seen()
-        side = await share.side()
+        side = share.settled or await share.side()
         try:
             if not isinstance(side, Follower):
                 return await side.run(operation, writes=writes)
@@ -215,7 +215,7 @@ class SQLiteStorage:
         asked = False
         while True:
             try:
-                side = await share.side()
+                side = share.settled or await share.side()
             except StorageError as error:
                 if asked:
                     raise StorageError(

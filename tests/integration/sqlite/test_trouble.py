@@ -325,7 +325,7 @@ async def test_nobody_waits_for_a_thread_that_is_gone(store: SQLiteStorage, writ
         raise SystemExit
 
     operations: list[Callable[[sqlite3.Connection], int]] = [vanish, lambda _: 1, lambda _: 2]
-    calls = [asyncio.create_task(owner.run(operation, writes=writes)) for operation in operations]
+    calls = [owner.run(operation, writes=writes) for operation in operations]
     async with asyncio.timeout(20):
         outcomes = await asyncio.gather(*calls, return_exceptions=True)
         await owner.over()
