@@ -264,9 +264,8 @@ class Mailstrom:
             not_before: Attempt it no sooner (aware).
             expires_after: Its lifetime, in place of `RetryPolicy.lifetime`; counted from `not_before` if that is later.
                 If it is shorter than that, the mail fails at its end even if there was no attempt yet.
-            lane: "auth" for what somebody waits for at a screen, a login code or a new password: it goes past the rest,
-                and a connection is kept free for it. "bulk" for the same mail to many: it leaves the others the way.
-                Shares, not ranks: under load 16 of auth, 4 of default and 1 of bulk go in turn.
+            lane: "auth" for what somebody waits for at a screen, a login code or a new password: a connection is kept
+                for it. "bulk" for the same mail to many. Under load 16 of auth, 4 of default and 1 of bulk go in turn.
             connection: Write it into the transaction that this connection is in: it is queued when that commits, and
                 never was if that is rolled back. For SQLiteStorage, to the same file: a connection of sqlite3's or
                 aiosqlite's; for PostgresStorage, to the same database: a connection of asyncpg's or psycopg's

@@ -128,6 +128,10 @@ class Backlogs:
 
     def push(self, entries: Iterable[Due], now: datetime) -> None:
         """As `Backlog.push`, each to its lane."""
+        entries = list(entries)
+        if len(entries) == 1:  # as when somebody sends one mail
+            self.lanes[entries[0].lane].push(entries, now)
+            return
         by_lane: dict[Lane, list[Due]] = {}
         for entry in entries:
             by_lane.setdefault(entry.lane, []).append(entry)

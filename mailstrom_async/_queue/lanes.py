@@ -30,8 +30,9 @@ class Turns:
         """The lane whose turn it is, of those that have something, the most urgent first; it has had it then."""
         now, places = self._now, self._next
         lane = waiting[0] if len(waiting) == 1 else min(waiting, key=lambda lane: max(places[lane], now))
-        self._now = max(places[lane], now)
-        places[lane] = self._now + STEPS[lane]
+        if (place := places[lane]) > now:
+            self._now = now = place
+        places[lane] = now + STEPS[lane]
         return lane
 
 
@@ -104,8 +105,11 @@ class Lanes(Generic[T]):
 
     def fitting(self, room: Room) -> int:
         """How many of those that wait there is room for."""
-        default = min(len(self._default), max(0, room.of("default")))
-        bulk = min(len(self._bulk), max(0, room.of("bulk") - default)) if self._bulk else 0
+        default = bulk = 0
+        if self._default:
+            default = min(len(self._default), max(0, room.of("default")))
+        if self._bulk:
+            bulk = min(len(self._bulk), max(0, room.of("bulk") - default))
         return len(self._auth) + default + bulk
 
     def take(self, room: Room, *, urgent_first: bool = False) -> T | None:
