@@ -14,7 +14,7 @@ from datetime import timedelta
 import pytest
 import trustme
 
-from mailstrom_async import Config, DirectDelivery, Email, Mailstrom, MemoryStorage
+from mailstrom_async import Config, DirectDelivery, Email, Limits, Mailstrom, MemoryStorage
 from mailstrom_async.testing import DNSServer, ManualClock, ReceivedMessage, SMTPServer
 
 from .servers import HOST, Certificate, Server, exim_missing, exim_server, postfix, postfix_missing
@@ -103,11 +103,19 @@ async def place(request, sink: SMTPServer, certificate: Certificate) -> AsyncIte
 
 
 @asynccontextmanager
-async def mailer_to(place: Place, certificate: Certificate, clock: ManualClock) -> AsyncIterator[Mailstrom]:
+async def mailer_to(
+    place: Place, certificate: Certificate, clock: ManualClock, limits: Limits | None = None
+) -> AsyncIterator[Mailstrom]:
     """A mailer that demands TLS with a valid certificate."""
     async with DNSServer({"example.net": {"MX": [f"10 {HOST}"]}, HOST: {"A": ["127.0.0.1"]}}) as dns:
         delivery = DirectDelivery(port=place.server.port, nameservers=(dns.address,), allowed_networks=("127.0.0.0/8",))
-        config = Config(helo_name="app.example.org", delivery=delivery, tls="verify", ca_file=certificate.ca_file)
+        config = Config(
+            helo_name="app.example.org",
+            delivery=delivery,
+            tls="verify",
+            ca_file=certificate.ca_file,
+            limits=limits or Limits(),
+        )
         async with Mailstrom(config, MemoryStorage(), clock=clock) as mailer:
             yield mailer
 
@@ -175,3 +183,30 @@ async def test_many_messages_go_over_few_connections(place, certificate):
     (taken,) = (message for message in received if message.email["Subject"] == "big")
     assert taken.content.count(b"\r\n.dots and more\r\n") >= 30_000
     assert taken.content.endswith(b".dots and more\r\n" * 1000)
+
+
+async def test_a_window_of_bdat_transactions(place, certificate):
+    """Several are on their way at once: some whose recipient does not exist, and whose content the server throws away;
+    one too large to be sent ahead. Each has its own outcome, and its own content arrives."""
+    limits = Limits(connections_per_host=1, bdat_window=16)
+    big = b"From: app@example.org\r\nTo: ada@example.net\r\nSubject: big\r\n\r\n" + b".dots and more\r\n" * 20_000
+    async with mailer_to(place, certificate, ManualClock(), limits) as mailer:
+        emails = [
+            Email(from_="app@example.org", to=NOBODY if n % 7 == 3 else ADA, subject=f"number {n}", text=".\n..Hello\n")
+            for n in range(40)
+        ]
+        message_ids = await mailer.send_emails([*emails[:20], big, *emails[20:]])
+        statuses = [await mailer.wait(message_id, timeout=PATIENCE) for message_id in message_ids]
+        (refused,) = await mailer.query_attempts(message_ids[3])
+        received = await place.handed_on(35)
+
+    for status in statuses:
+        (recipient,) = status.recipients
+        assert recipient.result.state == ("failed" if recipient.address == NOBODY else "delivered")
+        assert recipient.attempts == 1
+    assert any("BDAT" in line for line in refused.transcript)
+    subjects = sorted(message.email["Subject"] for message in received)
+    assert subjects == sorted(["big", *(f"number {n}" for n in range(40) if n % 7 != 3)])
+    for message in received:
+        if message.email["Subject"] != "big":
+            assert message.content.endswith(b"\r\n\r\n.\r\n..Hello\r\n")
