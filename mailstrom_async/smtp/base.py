@@ -36,6 +36,11 @@ class Target:
     implicit_tls: bool = False
     credentials: Credentials | None = None
 
+    @property
+    def key(self) -> tuple[IPAddress, int]:
+        """Who it is that answers there."""
+        return self.address, self.port
+
     def __str__(self) -> str:
         """As reasons and logs name it, for instance "mx1.example.org [192.0.2.1]:25"."""
         return (

@@ -10,6 +10,7 @@ from mailstrom_async._config import Timeouts
 from mailstrom_async._policy import tls
 from mailstrom_async._reply import Phase
 from mailstrom_async.smtp.base import Breakdown, SessionError, Target
+from mailstrom_async.smtp.manners import Manners
 from mailstrom_async.smtp.opening import HandshakeFailed, Opening
 from mailstrom_async.smtp.session import SMTPSession
 
@@ -28,6 +29,7 @@ class SMTPConnector:
             bdat_window: As `Limits.bdat_window`.
         """
         self._bdat_window = bdat_window
+        self._manners = Manners()
         self._helo_name = helo_name
         self._timeouts = timeouts
         self._contexts = Contexts(ca_file)
@@ -40,7 +42,13 @@ class SMTPConnector:
         """
         context = await self._context(target)
         opening = partial(
-            Opening, target, self._helo_name, self._timeouts, context=context, bdat_window=self._bdat_window
+            Opening,
+            target,
+            self._helo_name,
+            self._timeouts,
+            context=context,
+            bdat_window=self._bdat_window,
+            manners=self._manners,
         )
         try:
             return await opening(policy=target.tls).run()

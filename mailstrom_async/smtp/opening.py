@@ -19,6 +19,7 @@ from mailstrom_async._reply import Phase
 from mailstrom_async._status import TLSFacts
 from mailstrom_async.smtp.base import Breakdown, Credentials, Refusal, SessionError, Target
 from mailstrom_async.smtp.envelope import Offers
+from mailstrom_async.smtp.manners import Manners
 from mailstrom_async.smtp.session import SMTPSession
 from mailstrom_async.smtp.transcript import Transcript
 from mailstrom_async.smtp.wire import Wire
@@ -83,12 +84,14 @@ class Opening:
         context: ssl.SSLContext,
         why_plaintext: str = "TLS is switched off",
         bdat_window: int = 0,
+        manners: Manners | None = None,
     ) -> None:
         """
         Args:
             policy: What is demanded of this connection; after a failed handshake less than the target demands.
             why_plaintext: Why there is no TLS, if `policy` is "none".
             bdat_window: Messages that may be on their way at the same time; 0: CHUNKING is not used.
+            manners: What is remembered of hosts.
         """
         self._target = target
         self._timeouts = timeouts
@@ -97,6 +100,7 @@ class Opening:
         self._transcript = Transcript()
         self._facts = TLSFacts(why=why_plaintext)
         self._bdat_window = bdat_window
+        self._manners = manners
         self._protocol = StrictProtocol(self._transcript)
         self._transport: asyncio.BaseTransport | None = None
         self._smtp = aiosmtplib.SMTP(
@@ -138,7 +142,15 @@ class Opening:
             size=None if size is None else int(size) if size.isascii() and size.isdigit() else 0,
         )
         wire = Wire(cast(asyncio.Transport, self._transport), self._transcript)
-        return SMTPSession(wire, self._target, self._facts, offers, self._timeouts, bdat_window=self._bdat_window)
+        return SMTPSession(
+            wire,
+            self._target,
+            self._facts,
+            offers,
+            self._timeouts,
+            bdat_window=self._bdat_window,
+            manners=self._manners,
+        )
 
     # The steps.
 

@@ -1,14 +1,17 @@
 """A session: a connection that is ready for transactions, and remembers what the server offered."""
 
+import asyncio
 from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
 from mailstrom_async._config import Timeouts
 from mailstrom_async._envelope import QueuedMessage
+from mailstrom_async._reply import Phase
 from mailstrom_async._status import TLSFacts
-from mailstrom_async.smtp.base import Following, Target, TransactionResult
+from mailstrom_async.smtp.base import Breakdown, Following, Target, TransactionResult
 from mailstrom_async.smtp.envelope import Envelope, Offers, unfit
+from mailstrom_async.smtp.manners import Manner, Manners
 from mailstrom_async.smtp.transaction import Transaction
 from mailstrom_async.smtp.window import Flight, Window
 from mailstrom_async.smtp.wire import CHUNK, Broken, Wire
@@ -40,7 +43,15 @@ class SMTPSession:
         timeouts: Timeouts,
         *,
         bdat_window: int = 0,
+        manners: Manners | None = None,
     ) -> None:
+        """
+        Args:
+            bdat_window: As `Limits.bdat_window`.
+            manners: What is remembered of hosts; None: nothing.
+        """
+        self._manners = manners if manners is not None else Manners()
+        self._manner = self._manners.of(target.key, asyncio.get_running_loop().time())
         self._wire = wire
         self._target = target
         self._tls = tls
@@ -48,7 +59,8 @@ class SMTPSession:
         self._timeouts = timeouts
         self._transactions = 0
         self._last: Transaction | None = None
-        streams = bdat_window and offers.chunking and offers.pipelining
+        self._pipelining = offers.pipelining and self._manner >= Manner.GROUPED
+        streams = bdat_window and offers.chunking and offers.pipelining and self._manner is Manner.STREAMED
         self._window = Window(wire, target, timeouts, bdat_window) if streams else None
         self._flight: Flight | None = None
         self._held = False  # the next message was named, and has to be asked for before it is sent
@@ -102,20 +114,36 @@ class SMTPSession:
             self._timeouts,
             message,
             envelope,
-            pipelining=self._offers.pipelining,
+            pipelining=self._pipelining,
             begun=ahead is not None,
             write_next=partial(self._write_next, following),
         )
         self._transactions += 1
         try:
-            return await transaction.run(reset=last is not None and last.unfinished, reused=last is not None)
+            result = await transaction.run(reset=last is not None and last.unfinished, reused=last is not None)
         except BaseException:
             self._wire.abort()
             raise
+        if result.breakdown is not None:
+            self._learn(result, result.breakdown, begun=ahead is not None)
+        return result
+
+    def _learn(self, result: TransactionResult, breakdown: Breakdown, *, begun: bool) -> None:
+        """If the server broke off without a word where much was sent at once, that may be why."""
+        if breakdown.reply is not None or (result.untouched and not begun):
+            return
+        in_envelope = breakdown.phase is not Phase.END_OF_DATA
+        if self._ahead is not None or (begun and in_envelope):
+            self._too_much(Manner.AHEAD)
+        elif self._pipelining and in_envelope:
+            self._too_much(Manner.GROUPED)
+
+    def _too_much(self, manner: Manner) -> None:
+        self._manners.too_much(self._target.key, manner, asyncio.get_running_loop().time())
 
     def _write_next(self, following: Following | None) -> Envelope | None:
         """The envelope that is to go out with the end of the content, if there is one."""
-        named = following() if following is not None else None
+        named = following() if following is not None and self._manner >= Manner.AHEAD else None
         if named is None or unfit(named[0], self._offers, self._target) is not None:
             return None
         try:
@@ -129,11 +157,9 @@ class SMTPSession:
         self, window: Window, message: QueuedMessage, recipients: Sequence[str], following: Following | None
     ) -> TransactionResult:
         """As `transact`, by BDAT, with others on their way at the same time."""
-        if window.next_is(message, recipients):
-            envelope = None
-        else:
-            envelope = Envelope.write(message, recipients, self._offers)
-            self._held = False
+        is_next = window.next_is(message, recipients)
+        self._held = self._held and is_next
+        envelope = None if is_next else Envelope.write(message, recipients, self._offers)
         if self._transactions:
             self._wire.transcript.clear()
         if envelope is None:
@@ -145,12 +171,15 @@ class SMTPSession:
             self._transactions += 1
         self._flight = flight
         try:
-            return await window.run(
+            result = await window.run(
                 flight, partial(self._refill, window, following), reused=envelope is None or self._transactions > 1
             )
         except BaseException:
             self._wire.abort()
             raise
+        if result.breakdown is not None and result.breakdown.reply is None:
+            self._too_much(Manner.STREAMED)
+        return result
 
     def _refill(self, window: Window, following: Following | None) -> None:
         """Send ahead what is named, while there is room for it."""
@@ -178,6 +207,9 @@ class SMTPSession:
         return self._window is not None and self._window.sent(message)
 
     def abandon(self) -> Sequence[TransactionResult]:
+        ahead = self._ahead is not None and not self._wire.answered
+        if self._wire.broke_off and (ahead or self._window is not None):
+            self._too_much(Manner.AHEAD if self._window is None else Manner.STREAMED)
         if self._window is not None:
             return self._window.abandon()
         self._wire.abort()

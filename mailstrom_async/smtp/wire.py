@@ -11,6 +11,7 @@ from mailstrom_async.smtp.transcript import Transcript
 CHUNK = 64 * 1024
 # Linux would take megabytes off our hands and hide from us whether the server reads them.
 UNSENT_IN_KERNEL = 128 * 1024
+DROPPED = "was dropped by us"
 
 
 class Broken(Exception):
@@ -114,6 +115,11 @@ class Wire(asyncio.Protocol):
         """It was closed, and no reply was under way."""
         return self._lost is not None and not self._replies.partial
 
+    @property
+    def broke_off(self) -> bool:
+        """The server closed without a word, or said what is no SMTP."""
+        return self._replies.fault is not None or (self._lost not in (None, DROPPED) and self._replies.farewell is None)
+
     def expect(self, replies: int = 1) -> None:
         """So many replies more may come."""
         self._replies.expect(replies)
@@ -182,7 +188,8 @@ class Wire(asyncio.Protocol):
 
     def abort(self) -> None:
         """Drop the connection, with what is still to be sent."""
-        self._lose("was dropped by us")
+        # A write that failed has ended it before we are told so.
+        self._lose("closed the connection" if self._transport.is_closing() else DROPPED)
 
     def _check(self) -> None:
         if self._replies.fault is not None:
