@@ -261,3 +261,41 @@ async def test_a_half_closed_line_is_dropped_at_once():
 
     assert line.closing
     assert not wire.usable
+
+
+async def test_a_wait_is_not_cut_short_by_the_one_before_it():
+    """They share a timer: that of the first ends while the second, longer one is waited for."""
+    line = Line(takes=None)
+    wire = Wire(line, Transcript())
+    loop = asyncio.get_running_loop()
+    wire.expect(2)
+    line.arrive(b"250 first\r\n250-sec")
+    assert (await wire.answer(0.05)).text == "first"
+    waiting = asyncio.create_task(wire.answer(0.04))
+    await asyncio.sleep(0)
+    line.arrive(b"ond\r\n250 end\r\n")
+    assert (await waiting).text == "second\nend"
+
+    wire.expect()
+    ended = loop.create_future()
+    loop.call_later(0.06, ended.set_result, None)
+    waiting = asyncio.create_task(wire.answer(PATIENCE))
+    await ended  # the first one's time is over
+    assert not waiting.done()
+    line.arrive(b"250 third\r\n")
+
+    assert (await waiting).text == "third"
+
+
+async def test_a_wait_does_not_last_as_long_as_the_one_before_it_might_have():
+    """They share a timer: that of the first, longer one is still running."""
+    line = Line(takes=None)
+    wire = Wire(line, Transcript())
+    wire.expect(2)
+    waiting = asyncio.create_task(wire.answer(1000))
+    await asyncio.sleep(0)
+    line.arrive(b"250 first\r\n")
+    await waiting
+    async with asyncio.timeout(PATIENCE):
+        with pytest.raises(Broken, match=r"gave no answer within 0\.05 s"):
+            await wire.answer(0.05)

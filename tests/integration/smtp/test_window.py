@@ -15,6 +15,17 @@ SMALL = b"Subject: x\r\n\r\n.Hello\r\n.\r\n"
 LARGE = b"Subject: x\r\n\r\n" + (b"x" * 76 + b"\r\n") * 2_000  # above 64 KiB: piece by piece, in its turn
 
 
+@pytest.fixture(
+    params=[
+        pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio"),
+        pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"),
+    ]
+)
+def anyio_backend(request):
+    """Which event loop the test runs on."""
+    return request.param
+
+
 class Stream:
     """Messages that follow one another on a session.
 
