@@ -20,6 +20,7 @@ from mailstrom_async._engine.routing import Router
 from mailstrom_async._engine.scheduler import Scheduler
 from mailstrom_async._engine.settlement import Settlement
 from mailstrom_async._engine.sites import Sites
+from mailstrom_async._engine.upstream import Upstream
 from mailstrom_async._envelope import Delivery, Due
 from mailstrom_async._errors import StorageError
 from mailstrom_async._events import Event, MessageCompleted, RecipientDeferred, RecipientDelivered, RecipientFailed
@@ -159,6 +160,14 @@ class Engine:
     async def _deliver_until_stopped(self) -> None:
         async with anyio.create_task_group() as group:
             self._group = group
+            self._scheduler = Scheduler(
+                self._storage,
+                self._clock,
+                self._claims,
+                self._health,
+                self._dispatch,
+                longest_wait=longest_wait(self._config.retry),
+            )
             self._sites = Sites(
                 self._config,
                 self._router,
@@ -168,17 +177,9 @@ class Engine:
                 group,
                 self._clock,
                 self._chance,
-                self._wanted,
+                Upstream(self._wanted, self._scheduler.hold, self._scheduler.let_go, self._return),
             )
             self._portion_changed()
-            self._scheduler = Scheduler(
-                self._storage,
-                self._clock,
-                self._claims,
-                self._health,
-                self._dispatch,
-                longest_wait=longest_wait(self._config.retry),
-            )
             scheduled = anyio.Event()
             group.start_soon(_run, self._scheduler.run, scheduled)
             await self._stop_asked.wait()
@@ -213,6 +214,16 @@ class Engine:
         except StorageError as error:
             logger.error("claims could not be given back, they end with their lease: %s", error)  # noqa: TRY400
         self._sites = None
+
+    async def _return(self, deliveries: Sequence[Delivery]) -> None:
+        """Claims for which there is no room go back to the queue."""
+        dues = await self._claims.release(deliveries, self._clock.now())
+        if self._scheduler is not None:
+            for delivery in deliveries:
+                self._scheduler.ended(delivery, well=None)
+            self._scheduler.push(dues)
+        due_again = {due.delivery_id for due in dues}
+        await self._tell_of_cancelled([delivery for delivery in deliveries if delivery.id not in due_again])
 
     async def _tell_of_cancelled(self, deliveries: Sequence[Delivery]) -> None:
         """What is given back and not due again belongs to a message that was cancelled while we had it."""

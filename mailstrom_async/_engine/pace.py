@@ -47,6 +47,11 @@ class Pace:
         return self._bucket.left(self._sites.settlement.now())
 
     @property
+    def burst(self) -> int:
+        """How many may go at once at most."""
+        return self._bucket.burst
+
+    @property
     def soon(self) -> bool:
         """A session may wait for the next token."""
         now = self._sites.settlement.now()

@@ -74,6 +74,15 @@ class Scheduler:
         self._backlogs.finished(delivery.message.lane, delivery.destination, well=well)
         self._wake.set()
 
+    def hold(self, lane: Lane, destination: str) -> None:
+        """Claim no more of these until they are let go."""
+        self._backlogs.lanes[lane].lines.hold(destination)
+
+    def let_go(self, lane: Lane, destination: str) -> None:
+        """Claim them as others."""
+        self._backlogs.lanes[lane].lines.let_go(destination)
+        self._wake.set()
+
     def look(self) -> None:
         """Somebody else has changed the store: see what is due now."""
         self._look_wanted = True

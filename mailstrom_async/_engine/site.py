@@ -38,6 +38,8 @@ logger = logging.getLogger("mailstrom_async")
 TURN = 10
 """Messages that a site's only session carries before it makes room for another site."""
 
+WAITING_FOR_EACH, FEWEST_WAITING = 32, 2
+"""So many messages wait for each session at most; so many at least where there is a rate."""
 KNOWN_DESTINATIONS = 10
 """Of a site, so many are remembered to be shown."""
 
@@ -63,6 +65,7 @@ class Site:
         self.window = Window(limits.connections_per_host, 1 if probed else FIRST_SESSIONS)
         self.pace = Pace(self, sites, bucket) if bucket is not None else None
         self.destinations: set[str] = set()
+        self.held: set[tuple[Lane, str]] = set()
         self.last_reply: Reply | None = None
         self._sites = sites
         self._most = sites.portion.of(limits.connections_per_host)
@@ -75,16 +78,31 @@ class Site:
         self._idle: list[asyncio.Future[bool]] = []
         self._dialled: Counter[str] = Counter()  # hosts, so that equals get equal shares (row B17)
 
-    def assign(self, delivery: Delivery, route: Route) -> None:
+    def assign(self, delivery: Delivery, route: Route, *, whatever: bool = False) -> bool:
+        """Take a delivery over; whether there was room for it, or it takes `whatever` comes."""
         message = delivery.message
         bundle = self._waiting.get(message.lane, message.key)
         if bundle is not None:
             bundle.deliveries.append(delivery)
-            return
+            return True
+        if len(self._waiting) >= self._room_to_wait and message.lane != "auth" and not whatever:
+            return False
         self._waiting.add(message.lane, message.key, Bundle(route, message.lane, [delivery]))
         if len(self.destinations) < KNOWN_DESTINATIONS:
             self.destinations.add(delivery.destination)
         self.call()
+        return True
+
+    @property
+    def _room_to_wait(self) -> int:
+        """How many may wait here: enough to keep the sessions busy, and few enough that the claims for a site that is
+        slow, dead or over its rate leave room for those for others."""
+        room = WAITING_FOR_EACH * min(self.window.allowed, self._most)
+        return room if self.pace is None else min(room, max(FEWEST_WAITING, 2 * self.pace.burst))
+
+    def _tell_of_room(self) -> None:
+        if self.held and len(self._waiting) <= self._room_to_wait // 2:
+            self._sites.has_room(self)
 
     def call(self) -> None:
         """Find somebody who carries what waits: a session that idles, or a new one."""
@@ -254,6 +272,7 @@ class Site:
         bundle = self._waiting.take(self._room(freed=freed), urgent_first=fresh) if self._in_time else None
         if self.pace is not None and bundle is not None:
             self.pace.take(self._transactions(bundle))
+        self._tell_of_room()
         return bundle
 
     def _transactions(self, bundle: Bundle) -> int:
@@ -344,6 +363,7 @@ class Site:
     def _withdraw_all(self) -> list[Delivery]:
         deliveries = [delivery for bundle in self._waiting for delivery in bundle.deliveries]
         self._waiting.clear()
+        self._tell_of_room()
         return deliveries
 
     async def _carry(self, session: Session, bundle: Bundle, lookahead: "Lookahead") -> None:

@@ -14,8 +14,10 @@ from mailstrom_async._engine.routing import Router
 from mailstrom_async._engine.settlement import Settlement
 from mailstrom_async._engine.site import Site
 from mailstrom_async._engine.throttles import SiteKey, Throttle, Throttles
+from mailstrom_async._engine.upstream import Upstream
 from mailstrom_async._engine.waits import Wait, Waits
 from mailstrom_async._envelope import Delivery
+from mailstrom_async._errors import StorageError
 from mailstrom_async._policy.bucket import Buckets
 from mailstrom_async._policy.hosts import Route
 from mailstrom_async._policy.limits import own_entry, site_limits
@@ -45,7 +47,7 @@ class Sites:
         group: TaskGroup,
         clock: Clock,
         chance: Random,
-        wanted: Callable[[Sequence[Delivery]], list[Delivery]],
+        upstream: Upstream,
     ) -> None:
         self.config = config
         self.router = router
@@ -54,7 +56,8 @@ class Sites:
         self._health = health
         self.group = group
         self.clock = clock
-        self.wanted = wanted  # those that may still be attempted, when it is their turn; ends the others
+        self.wanted = upstream.wanted
+        self._upstream = upstream
         self._sites: dict[SiteKey, Site] = {}
         self._wanting = Lanes[Site]()  # by the most urgent that waits there
         self.auth_seen = False
@@ -230,13 +233,37 @@ class Sites:
         if probed and (throttle := self._throttles.of(key, self.settlement.now())) is not None:
             self._hold_back(deliveries, throttle)
             return
+        site = self._site(key, destination, route, probed=probed)
+        surplus = [delivery for delivery in deliveries if not site.assign(delivery, route)]
+        if surplus:
+            for lane in {delivery.message.lane for delivery in surplus}:
+                site.held.add((lane, destination))
+                self._upstream.hold(lane, destination)
+            self.group.start_soon(self._give_back, key, surplus, route)
+
+    def _site(self, key: SiteKey, destination: str, route: Route, *, probed: bool) -> Site:
         site = self._sites.get(key)
         if site is None:
             limits = site_limits(self.config.limits, destination, (host.name for host in route.hosts))
             bucket = self._buckets.of(key, limits, self.settlement.now(), self._sites)
             site = self._sites[key] = Site(key, self, route, limits, bucket, probed=probed)
-        for delivery in deliveries:
-            site.assign(delivery, route)
+        return site
+
+    async def _give_back(self, key: SiteKey, surplus: Sequence[Delivery], route: Route) -> None:
+        """A site has no room: others must not wait for the claims that wait there."""
+        try:
+            await self._upstream.give_back(surplus)
+        except StorageError as error:
+            logger.warning("claims could not be given back, they wait for their turn: %s", error)
+            for delivery in surplus:
+                site = self._site(key, delivery.destination, route, probed=key in self._throttles)
+                site.assign(delivery, route, whatever=True)
+
+    def has_room(self, site: Site) -> None:
+        """What was held because a site had no room may come."""
+        for lane, destination in site.held:
+            self._upstream.let_go(lane, destination)
+        site.held.clear()
 
     def _key(self, destination: str, route: Route) -> SiteKey:
         overrides = self.config.limits.overrides

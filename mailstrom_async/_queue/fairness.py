@@ -43,6 +43,7 @@ class ReadyLines:
         self._claimed: dict[str, int] = {}
         self._windows: dict[str, int] = {}
         self._left_out: set[str] = set()
+        self._held: set[str] = set()
         self._takes = 0
         self._large: Due | None = None  # the first that found no room
         self._large_since = 0
@@ -131,6 +132,16 @@ class ReadyLines:
             # Also what a destination earned is forgotten when it has nothing more: nothing is kept for each domain.
             self._windows.pop(destination, None)
 
+    def hold(self, destination: str) -> None:
+        """Choose nothing of this destination until it is let go: where it goes there is no room. Its window begins
+        anew."""
+        self._held.add(destination)
+        self._windows.pop(destination, None)
+
+    def let_go(self, destination: str) -> None:
+        """There is room again."""
+        self._held.discard(destination)
+
     def window(self, destination: str) -> int:
         """How many deliveries of a destination may be claimed at a time."""
         return self._windows.get(destination, self._share.least)
@@ -155,7 +166,7 @@ class ReadyLines:
         return max(self._share.line, self._share.all // (2 * (len(self._lines) or 1)))
 
     def _is_open(self, destination: str) -> bool:
-        return self._claimed.get(destination, 0) < self.window(destination)
+        return destination not in self._held and self._claimed.get(destination, 0) < self.window(destination)
 
     def _claim_first(self, destination: str) -> Due:
         entry = self._lines[destination].popleft()

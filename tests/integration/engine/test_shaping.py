@@ -20,6 +20,8 @@ from mailstrom_async import (
     RetryPolicy,
     Timeouts,
 )
+from mailstrom_async._engine import scheduler
+from mailstrom_async._queue.backlog import KEPT_CLAIMS
 from mailstrom_async.testing import Close, FakeInternet, Gate, ManualClock, Reply, SMTPServer
 
 from .conftest import HOUR, MINUTE, SECOND, email
@@ -219,6 +221,7 @@ async def test_what_is_held_back_expires_all_the_same(build, server, clock):
     """I3: whoever never had his turn fails at the end of his lifetime, with what was learned at his hosts."""
     server.script["greeting"] = Reply("421 4.3.2 down", then=Close())
     async with build(retry=RetryPolicy(lifetime=20 * MINUTE)) as mailer:
+        start = clock.now()
         async with mailer.events(RecipientDeferred, RecipientFailed) as events:
             ids = await mailer.send_emails([email(f"r{number}@example.net") for number in range(5)])
             for _ in ids:
@@ -229,6 +232,7 @@ async def test_what_is_held_back_expires_all_the_same(build, server, clock):
 
     assert {status.recipients[0].result.cause for status in statuses} == {"expired"}
     assert all("4.3.2 down" in status.recipients[0].result.reason for status in statuses)
+    assert {status.recipients[0].result.failed_at - start for status in statuses} == {20 * MINUTE}
 
 
 async def test_a_clock_that_is_set_back_keeps_no_site_throttled(build, server, clock):
@@ -280,3 +284,46 @@ async def test_greylisting_throttles_nobody(build, server, clock):
             status = await mailer.wait(message_id, until="attempted", timeout=PATIENCE)
             assert status.recipients[0].attempts == 1
         assert all(site.throttled_until is None for site in mailer.sites())
+
+
+async def test_a_site_over_its_rate_does_not_keep_the_claims_of_others_waiting(internet, clock, monkeypatch):
+    """Three claims are all that there may be, and a hundred mails wait for a rate: what finds no room at its site goes
+    back to the queue, so that another site's mail is claimed. Nothing of that is an attempt, and none is forgotten."""
+    monkeypatch.setattr(scheduler, "CLAIMED_AT_MOST", 3 + KEPT_CLAIMS)
+    one, two = [await internet.exchanger(f"mx.{name}.example.org") for name in ("one", "two")]
+    for name in ("one", "two"):
+        internet.domain(f"{name}.example.org", mx=[f"mx.{name}.example.org"])
+    limits = Limits(overrides=[LimitsFor(domain="one.example.org", rate=Rate(messages=1, per=MINUTE))])
+    async with mailer(internet, clock, limits=limits, lease=HOUR) as opened:
+        ids = await opened.send_emails([email(f"r{number}@one.example.org") for number in range(12)])
+        await received(one, 1)
+        await opened.send_emails([email(f"r{number}@two.example.org") for number in range(5)])
+        await received(two, 5)
+        assert one.received == 1
+        for count in range(2, 13):
+            await clock.until_waiting()
+            clock.advance(MINUTE)
+            await received(one, count)
+        statuses = [await opened.wait(message_id, timeout=PATIENCE) for message_id in ids]
+
+    assert {status.recipients[0].attempts for status in statuses} == {1}
+    assert one.received == 12
+
+
+async def test_many_domains_of_a_provider_that_hangs_hold_few_claims(internet, clock):
+    """Row E2: two hundred domains at one host that is silent; what does not fit goes back, and others are served."""
+    gate = Gate()
+    await internet.exchanger("mx.provider.example.com", {"MAIL": gate})
+    for number in range(200):
+        internet.domain(f"d{number}.example.com", mx=["mx.provider.example.com"])
+    await internet.exchanger("mx.example.org")
+    internet.domain("example.org", mx=["mx.example.org"])
+    async with mailer(internet, clock) as opened:
+        ids = await opened.send_emails([email(f"r@d{number}.example.com") for number in range(200)])
+        await gate.reached(2)
+        assert (await opened.wait(await opened.send_email(email("r@example.org")), timeout=PATIENCE)).succeeded
+        await anyio.wait_all_tasks_blocked()
+        assert opened.sites()[0].waiting <= 64
+        gate.open()
+        for message_id in ids:
+            assert (await opened.wait(message_id, timeout=PATIENCE)).recipients[0].attempts == 1

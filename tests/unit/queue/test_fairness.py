@@ -244,3 +244,14 @@ def test_what_is_new_does_not_overtake_what_the_store_has():
 
     assert ids(lines.take(9, MUCH)) == [10]
     assert lines.take_left_out()
+
+
+def test_what_is_held_is_not_chosen_until_it_is_let_go():
+    """Its site has no room; others go on, and its window begins anew."""
+    lines = ReadyLines(Share(least=2, most=8))
+    lines.add([due(1, "full"), due(2, "full"), due(3, "well")])
+    lines.hold("full")
+    assert [entry.destination for entry in lines.take(10, 10**9)] == ["well"]
+    lines.let_go("full")
+
+    assert [entry.delivery_id for entry in lines.take(10, 10**9)] == [1, 2]
