@@ -1,10 +1,12 @@
-"""Messages per second that are on disk when `enqueue` returns: in the process that owns the file, and in others.
+"""Messages per second that are on disk when `enqueue` returns: in one process, and in several at once.
 
     python tests/bench/accept.py                         # 1, 10, 100 and 1000 callers, 2 KiB each
     python tests/bench/accept.py --callers 100 --seconds 10
+    python tests/bench/accept.py --dsn postgresql://...  # a database that may be filled
 
-Rows: one process that owns the file; one that hands everything to an idle owner; four processes, the owner among them,
-that accept at the same time. Compare rows of one call only: machines have quiet and busy minutes.
+Rows for a SQLite file: one process that owns it; one that hands everything to an idle owner; four processes, the owner
+among them, that accept at the same time. For PostgreSQL: one process, and four. Compare rows of one call only: machines
+have quiet and busy minutes.
 """
 
 import argparse
@@ -18,20 +20,29 @@ import tempfile
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 from mailstrom_async._envelope import PreparedEmail
-from mailstrom_async.storage import Acceptance, SQLiteStorage
+from mailstrom_async.storage import Acceptance, SQLiteStorage, Storage
 
 CONTENT = b"Subject: benchmark\r\n\r\n" + b"x" * 2048
 ROWS = {"owner": 1, "one follower": 2, "four at once": 4}
+POSTGRES_ROWS = {"one process": 1, "four at once": 4}
 """How many processes each row takes. In "one follower" the owner does nothing of its own."""
 
 
-async def accept(path: Path, callers: int, seconds: float, *, idle: bool) -> None:
-    """One process: opens the file, waits for a line, accepts as fast as it can, tells how many, waits for the end."""
+def storage_at(place: str) -> Storage:
+    """A path, or a DSN."""
+    if "://" not in place:
+        return SQLiteStorage(place)
+    from mailstrom_async.storage.postgres import PostgresStorage
+
+    return PostgresStorage(place)
+
+
+async def accept(place: str, callers: int, seconds: float, *, idle: bool) -> None:
+    """One process: opens the queue, waits for a line, accepts as fast as it can, tells how many, waits for the end."""
     loop = asyncio.get_running_loop()
-    storage = SQLiteStorage(path)
+    storage = storage_at(place)
     await storage.open(datetime.now(UTC))
     _say("open")
     await loop.run_in_executor(None, sys.stdin.readline)
@@ -63,16 +74,16 @@ def _say(what: object) -> None:
     print(json.dumps(what), flush=True)
 
 
-def measure(row: str, callers: int, seconds: float) -> tuple[float, float]:
+def measure(row: str, callers: int, seconds: float, dsn: str | None = None) -> tuple[float, float]:
     """Accepted per second by all processes together, and the slowest hundredth of the calls, in seconds."""
-    count = ROWS[row]
+    count = (POSTGRES_ROWS if dsn else ROWS)[row]
     with tempfile.TemporaryDirectory() as folder:
         processes: list[subprocess.Popen[str]] = []
         try:
             for number in range(count):
                 idle = row == "one follower" and number == 0
                 each = callers if count < 4 else max(1, callers // count)
-                command = [sys.executable, __file__, "--worker", f"{folder}/mail.db", str(each), str(seconds)]
+                command = [sys.executable, __file__, "--worker", dsn or f"{folder}/mail.db", str(each), str(seconds)]
                 processes.append(
                     subprocess.Popen(
                         [*command, "idle" if idle else "busy"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -106,12 +117,12 @@ def _hear(process: subprocess.Popen[str]) -> dict[str, float]:
     return json.loads(process.stdout.readline())
 
 
-def table(callers: Sequence[int], seconds: float) -> None:
+def table(callers: Sequence[int], seconds: float, dsn: str | None) -> None:
     print(f"{'callers':>12}" + "".join(f"{count:>22}" for count in callers))
-    for row in ROWS:
+    for row in POSTGRES_ROWS if dsn else ROWS:
         cells: list[str] = []
         for count in callers:
-            rate, slow = measure(row, count, seconds)
+            rate, slow = measure(row, count, seconds, dsn)
             cells.append(f"{rate:9,.0f}/s p99 {slow * 1000:5.1f} ms")
         print(f"{row:>12}" + "".join(f"{cell:>22}" for cell in cells), flush=True)
 
@@ -120,13 +131,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--callers", type=int, nargs="+", default=[1, 10, 100, 1000])
     parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--dsn")
     parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        path, callers, seconds, idle = options.worker
-        asyncio.run(accept(Path(path), int(callers), float(seconds), idle=idle == "idle"))
+        place, callers, seconds, idle = options.worker
+        asyncio.run(accept(place, int(callers), float(seconds), idle=idle == "idle"))
     else:
-        table(options.callers, options.seconds)
+        table(options.callers, options.seconds, options.dsn)
 
 
 if __name__ == "__main__":
