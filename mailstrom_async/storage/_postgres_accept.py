@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from mailstrom_async._envelope import LANES, domain_of
@@ -33,8 +33,6 @@ PARAMETERS = {
     "positions": "integer[]",
     "addresses": "text[]",
     "written": "text[]",
-    "channel": "text",
-    "sender_token": "text",
 }
 """Of `STATEMENT`, with their types; the first ten have an entry for each message, the next five for each recipient."""
 
@@ -74,18 +72,14 @@ STATEMENT = """
         JOIN new ON new.key = waiting.message
         JOIN rcpt ON rcpt.number = new.number AND rcpt.destination = waiting.destination
     )
-    SELECT new.number, waiting.due_at, waiting.id, waiting.destination, waiting.size, waiting.lane,
-        (SELECT pg_notify({channel}, {sender_token}))
+    SELECT new.number, waiting.due_at, waiting.id, waiting.destination, waiting.size, waiting.lane
     FROM waiting JOIN new ON new.key = waiting.message ORDER BY waiting.id
 """
 """Stores messages whose Message-ID is not known yet, and leaves out those whose is. Its parameters are written as each
 driver wants them; without them it is the same for our own connections and for our callers'."""
 
 STATEMENT_HERE = STATEMENT.format(
-    **{
-        name: f"CAST(${number} AS {type_})" if type_ != "text" else f"${number}"
-        for number, (name, type_) in enumerate(PARAMETERS.items(), 1)
-    }
+    **{name: f"CAST(${number} AS {type_})" for number, (name, type_) in enumerate(PARAMETERS.items(), 1)}
 )
 
 _KNOWN = "SELECT message_id FROM mailstrom.messages WHERE message_id = ANY($1::text[])"
@@ -98,14 +92,8 @@ SIZE = """
 """
 
 
-def parameters(acceptances: Sequence[Acceptance], channel: str, sender_token: str) -> Mapping[str, object]:
-    """The values of `PARAMETERS`.
-
-    Args:
-        acceptances: What is to be stored.
-        channel: Where the listeners of all processes are told that there is mail.
-        sender_token: What they are told: from whom, so that it need not tell itself.
-    """
+def parameters(acceptances: Sequence[Acceptance]) -> Mapping[str, object]:
+    """The values of `PARAMETERS` for what is to be stored."""
     prepared = [acceptance.prepared for acceptance in acceptances]
     recipients = [
         (number, domain_of(address), position, address, written)
@@ -129,8 +117,6 @@ def parameters(acceptances: Sequence[Acceptance], channel: str, sender_token: st
         "positions": positions,
         "addresses": addresses,
         "written": writings,
-        "channel": channel,
-        "sender_token": sender_token,
     }
 
 
@@ -162,10 +148,9 @@ _Outcomes = list[list[Due] | MailstromError]
 class Accepting:
     """Callers wait here until a lane takes all of them into its next statement: they share its commit."""
 
-    def __init__(self, connections: Connections, channel: str, sender_token: str) -> None:
+    def __init__(self, connections: Connections, on_stored: Callable[[], None]) -> None:
         self._connections = connections
-        self._channel = channel
-        self._sender_token = sender_token
+        self._on_stored = on_stored
         self._queue: deque[_Waiting] = deque()
         self._lanes: set[asyncio.Task[None]] = set()
 
@@ -190,8 +175,11 @@ class Accepting:
 
     async def _serve(self) -> None:
         while batch := self._take():
-            for waiting, outcome in zip(batch, await self._outcomes(batch), strict=True):
+            outcomes = await self._outcomes(batch)
+            for waiting, outcome in zip(batch, outcomes, strict=True):
                 waiting.settle(outcome)
+            if any(isinstance(outcome, list) for outcome in outcomes):
+                self._on_stored()
 
     def _take(self) -> list[_Waiting]:
         """The next batch. Single messages go together; several that must be stored all or none go alone."""
@@ -263,9 +251,9 @@ class Accepting:
 
     async def _insert(self, session: Session, batch: Sequence[_Waiting]) -> _Outcomes:
         acceptances = [acceptance for waiting in batch for acceptance in waiting.acceptances]
-        values = parameters(acceptances, self._channel, self._sender_token)
+        values = parameters(acceptances)
         stored: dict[int, list[Due]] = {}
-        for number, *entry, _ in await session.fetch(STATEMENT_HERE, *values.values()):
+        for number, *entry in await session.fetch(STATEMENT_HERE, *values.values()):
             stored.setdefault(number, []).append(to_due(entry))
         missing = [
             acceptance.prepared.message_id for number, acceptance in enumerate(acceptances, 1) if number not in stored

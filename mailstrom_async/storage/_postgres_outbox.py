@@ -19,7 +19,7 @@ FAILED_TRANSACTION = "25P02"
 
 _KINDS = "asyncpg's connections, psycopg's AsyncConnection, and SQLAlchemy's AsyncConnection and AsyncSession"
 
-_TYPES = {**PARAMETERS, "table": "text", "most": "bigint"}
+_TYPES = {**PARAMETERS, "table": "text", "most": "bigint", "channel": "text"}
 
 
 class Transaction(Protocol):
@@ -175,8 +175,7 @@ async def _insert(
         is_full = unfinished + len(acceptances) > queue_size
     else:
         is_full = False
-    # No token: when it commits, our own listener is to hear of it, too.
-    rows = await transaction.fetch(in_schema(STATEMENT, schema), parameters(acceptances, channel, ""))
+    rows = await transaction.fetch(in_schema(STATEMENT, schema), parameters(acceptances))
     stored = {row[0] for row in rows}
     for number, acceptance in enumerate(acceptances, 1):
         if number not in stored:
@@ -184,3 +183,5 @@ async def _insert(
     # Asked last, so that a repeated message is told that it is known, and not to come again later.
     if is_full and queue_size is not None:
         raise QueueFull(queue_size)
+    # When it commits, our own listener is to hear of it, too, so it does not say from whom it is.
+    await transaction.fetch("SELECT CAST(pg_notify({channel}, '') AS text)", {"channel": channel})

@@ -15,8 +15,8 @@ from mailstrom_async.storage import _postgres_queue as queue
 from mailstrom_async.storage import _postgres_reads as reads
 from mailstrom_async.storage import _postgres_roster as roster
 from mailstrom_async.storage._postgres_accept import Accepting
-from mailstrom_async.storage._postgres_connection import Address, Connections, Session
-from mailstrom_async.storage._postgres_listener import Listener
+from mailstrom_async.storage._postgres_connection import Address, Connections
+from mailstrom_async.storage._postgres_listener import Crier, Listener
 from mailstrom_async.storage._postgres_schema import checked_name, make_ready
 from mailstrom_async.storage.base import Acceptance, Portion, Record, Recorded
 
@@ -129,14 +129,10 @@ class PostgresStorage:
 
     async def release(self, deliveries: Sequence[Delivery], due_at: datetime) -> list[Due]:
         opened = self._usable()
-
-        async def release(session: Session) -> list[Due]:
-            dues = await queue.release(session, deliveries, due_at)
-            if dues:
-                await opened.tell(session)
-            return dues
-
-        return await opened.connections.transact(release)
+        dues = await opened.connections.transact(lambda session: queue.release(session, deliveries, due_at))
+        if dues:
+            opened.crier.tell()
+        return dues
 
     async def record(self, records: Sequence[Record]) -> list[Recorded]:
         # Nobody is told: what is deferred is in our own delay heap, and others find it when they next look.
@@ -168,14 +164,10 @@ class PostgresStorage:
 
     async def hasten(self, message_id: str, now: datetime) -> list[Due] | None:
         opened = self._usable()
-
-        async def hasten(session: Session) -> list[Due] | None:
-            dues = await queue.hasten(session, message_id, now)
-            if dues:
-                await opened.tell(session)
-            return dues
-
-        return await opened.connections.transact(hasten)
+        dues = await opened.connections.transact(lambda session: queue.hasten(session, message_id, now))
+        if dues:
+            opened.crier.tell()
+        return dues
 
     async def purge(self, completed_before: datetime) -> int:
         # In pieces, each of them whole: no lock is held for long.
@@ -207,17 +199,15 @@ class _Opened:
         self.process = os.getpid()
         self.loop = asyncio.get_running_loop()
         self.identity = ""
-        self.token = secrets.token_hex(8)
         self.channel = f"mailstrom_{address.schema}"
         self.connections = Connections(address, size)
-        self.accepting = Accepting(self.connections, self.channel, self.token)
-        self.listener = Listener(listener_address, self.channel, self.token)
-
-    async def tell(self, session: Session) -> None:
-        """Tell the listeners of other processes, once the transaction commits, that deliveries are due."""
-        await session.execute("SELECT pg_notify($1, $2)", self.channel, self.token)
+        token = secrets.token_hex(8)
+        self.listener = Listener(listener_address, self.channel, token)
+        self.crier = Crier(self.connections, self.channel, token)
+        self.accepting = Accepting(self.connections, on_stored=self.crier.tell)
 
     async def aclose(self) -> None:
         await self.listener.aclose()
         await self.accepting.finish()
+        await self.crier.finish()
         await self.connections.aclose()

@@ -73,7 +73,7 @@ def test_a_statement_names_the_schema_that_is_wanted() -> None:
 def test_the_parameters_of_accepting_are_those_of_its_statement() -> None:
     """In their order, which is that of the numbers in it."""
     prepared = PreparedEmail("1@x", "a@b.example", ("r@c.example", "s@D.example", "t@c.example"), b"x")
-    values = parameters([Acceptance(prepared, NOW, NOW, NOW + timedelta(days=1))], "channel", "token")
+    values = parameters([Acceptance(prepared, NOW, NOW, NOW + timedelta(days=1))])
 
     assert list(values) == list(PARAMETERS)
     assert all(f"${number}" in STATEMENT_HERE for number in range(1, len(PARAMETERS) + 1))
