@@ -149,9 +149,8 @@ def main() -> None:
             results[name] = worst
             fell_short = "" if worst["memory"] <= MEMORY and worst["block"] <= BLOCK else "  <- falls short"
             print(
-                f"{name:26}{worst['memory']:9.2f} x its size{worst['block'] * 1000:13.1f} ms{worst['idle'] * 1000:9.1f} ms"
-                f"{worst['seconds']:10.2f}"
-                f"{fell_short}"
+                f"{name:26}{worst['memory']:9.2f} x its size{worst['block'] * 1000:13.1f} ms"
+                f"{worst['idle'] * 1000:9.1f} ms{worst['seconds']:10.2f}{fell_short}"
             )
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(results, indent=2))
