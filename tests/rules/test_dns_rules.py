@@ -9,7 +9,7 @@ from datetime import timedelta
 
 import pytest
 
-from mailstrom_async import DirectDelivery, InvalidEmail, Mailstrom, Timeouts, WorkerStatusChanged
+from mailstrom_async import DirectDelivery, InvalidEmail, Mailstrom, RelayDelivery, Timeouts, WorkerStatusChanged
 from mailstrom_async.testing import DNSServer, Fault, Forged, Gate, InTurn, Late, Question, Truncated
 
 from .dns_world import DELIVERED, NOT_RESOLVED, PATIENCE, PROHIBITED, DNSWorld, ForeverResolver, email
@@ -477,3 +477,15 @@ async def test_a_dotless_domain_is_looked_up_where_it_is_allowed(world):
 
     assert await world.result("root@localhost", allow_dotless_domains=True) == "D network 4.4.1"
     assert not world.dns.asked("localhost")
+
+
+@pytest.mark.rule("D9", "if allowed: a relay gets it as it is")
+@pytest.mark.parametrize("address", ["ada@[10.0.0.1]", "root@localhost"])
+async def test_a_relay_gets_such_addresses_as_they_are(world, address):
+    """Row D9: where it leads is the relay's affair."""
+    exchanger = world.exchangers["mx.example.net"]
+    relay = RelayDelivery(host=exchanger.host, port=exchanger.port, security="none")
+    settings = {"allow_address_literals": True, "allow_dotless_domains": True}
+
+    assert await world.result(address, delivery=relay, **settings) == DELIVERED
+    assert exchanger.messages[0].recipients == (address,)
