@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from mailstrom_async._envelope import Delivery, Due, Lane, PreparedEmail
-from mailstrom_async._errors import MailerStateError, StorageError
+from mailstrom_async._errors import MailerStateError, MailstromError, StorageError
 from mailstrom_async._status import Attempt, MessageStatus
 from mailstrom_async.storage import _sqlite_calls as calls
 from mailstrom_async.storage import _sqlite_outbox as outbox
@@ -63,6 +63,7 @@ class SQLiteStorage:
         self._share: Share | None = None
         self._recent = Recent()
         self._commits = Commits(self._arrived)
+        self._clearing: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
         return f"<SQLiteStorage {str(self._path)!r} [{self._share.role if self._share else 'closed'}]>"
@@ -97,6 +98,9 @@ class SQLiteStorage:
             return
         if share.process == os.getpid():
             await self._commits.aclose()
+            if self._clearing is not None and not self._clearing.done():
+                self._clearing.cancel()
+                await asyncio.wait([self._clearing])
             await share.aclose()
         if self._share is share:
             self._share = None
@@ -163,8 +167,9 @@ class SQLiteStorage:
         left_out = frozenset(excluding)
         nothing: list[Due] = []
         dues = await self._deliver(lambda db: due_next.upcoming(db, limit, left_out, lane), nothing, writes=False)
-        if left_out:
-            await self._clear_the_way(left_out)
+        if left_out and (self._clearing is None or self._clearing.done()):
+            # Whoever asked goes on meanwhile.
+            self._clearing = asyncio.create_task(self._clear_the_way(left_out), name=f"clearing {self._path.name}")
         return dues
 
     async def _clear_the_way(self, left_out: Collection[str]) -> None:
@@ -174,8 +179,8 @@ class SQLiteStorage:
                 if not await self._deliver(lambda db: due_next.is_obstructed(db, left_out), False, writes=False):
                     return
                 await self._deliver(lambda db: due_next.line_up(db, left_out), 0)
-        except StorageError as error:
-            # What was asked for is there all the same; and if nothing can be written, that shows elsewhere.
+        except MailstromError as error:
+            # If nothing can be written, that shows elsewhere.
             logger.debug("%s: what is in the way of others stays there for now: %s", self._path, error)
 
     async def claim(

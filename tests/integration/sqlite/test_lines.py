@@ -43,6 +43,14 @@ async def backlog(store: SQLiteStorage) -> list[Due]:
     return dues
 
 
+async def clear(store: SQLiteStorage, *excluding: str) -> list[Due]:
+    """What is upcoming elsewhere; when this returns, what is in the way is no more."""
+    found = await store.upcoming(3, excluding=excluding)
+    assert store._clearing is not None
+    await store._clearing
+    return found
+
+
 def lined_up(query: Query) -> dict[object, object]:
     return dict(query("SELECT destination, count(*) FROM deliveries WHERE lined_up GROUP BY destination"))  # type: ignore[arg-type]
 
@@ -57,7 +65,7 @@ async def test_what_is_in_the_way_gets_a_line_and_the_answers_are_the_same(
 ):
     """Row E2: with the destination left out or not."""
     before = lined_up(query)
-    first = await store.upcoming(3, excluding=[SLOW])
+    first = await clear(store, SLOW)
     after = lined_up(query)
 
     assert before == {}
@@ -76,7 +84,7 @@ async def test_new_mail_for_a_destination_with_a_line_waits_among_all_others(
     store: SQLiteStorage, backlog: list[Due], query: Query
 ):
     """It is found in the order of its time, wherever it is."""
-    await store.upcoming(3, excluding=[SLOW])
+    await clear(store, SLOW)
     (early,) = await store.enqueue([email("early", [f"a@{SLOW}"], due_at=NOW - MINUTE)])
     (late,) = await store.enqueue([email("late", [f"a@{SLOW}"], due_at=NOW + MINUTE)])
 
@@ -87,7 +95,7 @@ async def test_what_has_a_line_is_delivered_and_deferred_like_all_others(
     store: SQLiteStorage, backlog: list[Due], query: Query
 ):
     """Claimed, released, recorded: it is in its line whenever it waits."""
-    await store.upcoming(3, excluding=[SLOW])
+    await clear(store, SLOW)
     held = await store.claim(ids_of(backlog[:3]), owner="one", now=NOW + HOUR, lease_until=NOW + 2 * HOUR)
     (released,) = await store.release(held[:1], NOW + 2 * HOUR)
     again, done = await store.record([record_of(held[1], deferred(NOW + 3 * HOUR), NOW + 3 * HOUR)]) + (
@@ -103,7 +111,7 @@ async def test_what_has_a_line_is_delivered_and_deferred_like_all_others(
 
 async def test_what_has_a_line_is_brought_forward_when_the_clock_is_set_back(store: SQLiteStorage, backlog: list[Due]):
     """Row C16: as all others are."""
-    await store.upcoming(3, excluding=[SLOW])
+    await clear(store, SLOW)
     held = await store.claim(ids_of(backlog[:1]), owner="one", now=NOW + HOUR, lease_until=NOW + 2 * HOUR)
     await store.record([record_of(held[0], deferred(NOW + 30 * HOUR), NOW + 30 * HOUR)])
     changed = await store.bring_forward(NOW, 4 * HOUR)
@@ -117,7 +125,7 @@ async def test_few_in_the_way_are_left_where_they_are(store: SQLiteStorage, quer
     for number in range(10):
         await store.enqueue([email(f"{number}", [f"a@{SLOW}"], due_at=NOW)])
         await store.enqueue([email(f"other {number}", ["a@0.example"], due_at=NOW)])
-    await store.upcoming(3, excluding=[SLOW])
+    await clear(store, SLOW)
 
     assert lined_up(query) == {}
 
@@ -127,10 +135,10 @@ async def test_there_are_never_too_many_lines(
 ):
     """Each is a statement; beyond the limit all else is passed over, and the answers are the same."""
     monkeypatch.setattr(_sqlite_upcoming, "LINES_AT_MOST", 1)
-    await store.upcoming(3, excluding=[SLOW])
+    await clear(store, SLOW)
     for number in range(100):
         await store.enqueue([email(f"slower {number}", ["a@slower.example"], due_at=NOW - MINUTE)])
-    found = await store.upcoming(3, excluding=[SLOW, "slower.example"])
+    found = await clear(store, SLOW, "slower.example")
 
     assert list(lined_up(query)) == [SLOW]
     assert destinations_of(found) == OTHERS[:3]
@@ -147,9 +155,18 @@ async def test_who_asks_gets_an_answer_even_if_nothing_can_be_moved(
     (other,) = await store.enqueue([email("other", ["a@0.example"])])
     with closing(_sqlite_file._connect(path, "rw")) as stranger:
         stranger.execute("BEGIN IMMEDIATE")
-        found = await store.upcoming(3, excluding=[SLOW])
+        found = await clear(store, SLOW)
         stranger.execute("ROLLBACK")
 
     assert found == [other]
     assert lined_up(query) == {}
     await store.aclose()
+
+
+async def test_a_store_is_closed_while_it_clears_the_way(store: SQLiteStorage, backlog: list[Due]):
+    """It does not wait for that, and nothing is left behind."""
+    await store.upcoming(3, excluding=[SLOW])
+    await store.aclose()
+
+    assert store._clearing is not None
+    assert store._clearing.done()
