@@ -5,8 +5,11 @@ half, once for each cohort: of the sessions that were under way at a time all ma
 once. When a whole cohort has met trouble and nothing was taken meanwhile, the site is dead: it is throttled as a whole,
 and then probed with one message.
 
-    taken ──▶ window + 1, failures forgotten          refused ──▶ window = sessions that stand, grows more slowly
-    busy  ──▶ window / 2, at least 1                  broken  ──▶ as busy; dead, if it is the last of a cohort
+    taken    ──▶ window + 1, failures forgotten
+    answered ──▶ failures forgotten
+    busy     ──▶ window / 2, grows more slowly from then on
+    broken   ──▶ as busy; dead, if it is the last of a cohort
+    refused  ──▶ window = the sessions that stand, grows more slowly from then on
 """
 
 from collections.abc import Collection
@@ -105,7 +108,8 @@ class Window:
         else:
             self._cohort = self.allowed - 1
             self.allowed = max(1, self.allowed // 2)
-            self._taken = 0
+            # One that lives but is in trouble again and again grows more slowly each time, and ends with one session.
+            self._asked, self._taken = min(2 * self._asked, MOST_ASKED), 0
         return broken and not self._cohort and self._failures >= FEWEST_FAILURES
 
 

@@ -271,7 +271,7 @@ async def test_trouble_in_transactions_closes_the_window_and_success_opens_it(bu
             await mailer.wait(await mailer.send_email(email()), timeout=PATIENCE)
 
         (site,) = mailer.sites()
-        assert site.connections_allowed == 7
+        assert site.connections_allowed == 5
         assert site.last_reply.code == 250
 
 

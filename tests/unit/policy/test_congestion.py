@@ -88,6 +88,28 @@ def test_trouble_closes_the_window_by_half_once_for_each_cohort(signal):
     assert seen == [4] * 8 + [2] * 4
 
 
+def test_a_site_with_trouble_now_and_then_ends_with_one_session():
+    """Three messages, then 421, on each of its sessions: it says that it has enough of us."""
+    window = Window(8, 8)
+    for _ in range(400):
+        for _ in range(3):
+            window.heed(Signal.TAKEN)
+        assert not window.heed(Signal.BROKEN)
+
+    assert window.allowed == 1
+
+
+def test_a_site_with_trouble_once_grows_again():
+    """A restart of the host is not held against it for long."""
+    window = Window(8, 8)
+    for _ in range(8):
+        window.heed(Signal.BROKEN)
+    for _ in range(8):
+        window.heed(Signal.TAKEN)
+
+    assert window.allowed == 8
+
+
 def test_a_site_that_only_answers_keeps_its_window():
     """Greylisting says nothing about how much the site can take."""
     window = Window(8, 5)
