@@ -17,6 +17,8 @@ READY_CAPACITY = 20_000
 """Due deliveries that wait here for their claim: a few hundred bytes each."""
 TURN = 500
 """Deliveries lined up in one turn of the event loop."""
+LINE = 256
+"""Of them, so many of each destination, even if there are many."""
 KEPT_CLAIMS = 100
 KEPT_OF_MEMORY = 16
 """So many claims, and this part of the memory, are kept for "auth"."""
@@ -31,7 +33,7 @@ class Backlog:
 
     def __init__(self) -> None:
         self._heap = DelayHeap(HEAP_CAPACITY)
-        self.lines = ReadyLines(Share(all=READY_CAPACITY))
+        self.lines = ReadyLines(Share(line=LINE, all=READY_CAPACITY))
         self._refill_asked = True
         self._pushed_while_refilling: set[int] | None = None
 
@@ -44,13 +46,19 @@ class Backlog:
         due: list[Due] = []  # as most mail is when it comes: it has no need of the heap
         later: list[Due] = []
         for entry in entries:
-            if entry.due_at <= now and self._heap.covers(entry) and len(due) < room:
+            if entry.due_at > now:
+                later.append(entry)
+            elif (self._heap.covers(entry) and len(due) < room) or self._is_news(entry, room - len(due)):
                 self._heap.discard(entry.delivery_id)
                 due.append(entry)
             else:
                 later.append(entry)
         self.lines.follow(due)
         self._heap.push(later)
+
+    def _is_news(self, entry: Due, room: int) -> bool:
+        """New mail for a destination that nothing waits for does not wait behind the backlog of all others."""
+        return room > -READY_CAPACITY and not self.lines.knows(entry.destination)
 
     def line_up(self, now: datetime, claimed: Container[int]) -> bool:
         """Move what is due into the lines, some of it at a time; whether there may be more."""
@@ -157,8 +165,7 @@ class Backlogs:
             alone = len(waiting) == 1
             lane = self._turns.take(waiting)
             kept, kept_size = (0, 0) if lane == "auth" else (KEPT_CLAIMS, self._kept)
-            most = min(batch if alone else 1, claims - kept)
-            entries = self.lanes[lane].lines.take(most, size - kept_size) if most > 0 else []
+            entries = self.lanes[lane].lines.take(batch if alone else 1, size - kept_size, claims - kept)
             if alone or not entries:
                 waiting.remove(lane)
             taken += entries

@@ -2,9 +2,11 @@
 
 What is due waits here in one line for each destination. Lines are served in turn. How many deliveries of a destination
 may be claimed at a time is its window: it grows with every delivery that succeeds and halves when one is deferred, so a
-destination that takes mail fast gets a deep pipeline, and one that is down holds only a few claims.
+destination that takes mail fast gets a deep pipeline, and one that is down holds only a few claims. But none may have
+more than are still free: however many take their mail slowly, who comes next finds some.
 """
 
+import sys
 from collections import OrderedDict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,8 +25,9 @@ class Share:
         least: The window of a destination that we know nothing good of.
         most: The window of one that takes everything.
         line: How many due deliveries of one destination wait here; further ones stay in the store.
-        all: How many of all may wait here: as long as there are few lines, each may be longer. What a line has no room
-            for was read in vain.
+        all: How many of all may wait here: as long as there is room, a line may be longer, up to a quarter of what is
+            left, so that a few long ones do not take the room of all others. What a line has no room for was read in
+            vain.
     """
 
     least: int = 8
@@ -72,12 +75,17 @@ class ReadyLines:
         """Line new deliveries up, behind all others of their destination: also behind those that the store has."""
         self.add(entry for entry in entries if entry.destination not in self._left_out)
 
-    def take(self, count: int, size: int) -> list[Due]:
+    def knows(self, destination: str) -> bool:
+        """Whether anything waits for a destination, here or, left out, in the store."""
+        return destination in self._lines or destination in self._left_out
+
+    def take(self, count: int, size: int, free: int = sys.maxsize) -> list[Due]:
         """Choose what to claim now: one of each line in turn, within the windows.
 
         Args:
             count: At most so many.
             size: At most so many bytes of content in all.
+            free: So many claims more there may be, of all destinations.
         """
         taken: list[Due] = []
         idle = 0  # lines in a row that had nothing for us
@@ -86,10 +94,10 @@ class ReadyLines:
             self._lines.move_to_end(large.destination, last=False)
             if large.size > size:
                 return taken  # until it has room, or goes alone as the `first`
-        while self._lines and len(taken) < count and idle < len(self._lines):
+        while self._lines and len(taken) < min(count, free) and idle < len(self._lines):
             destination, line = next(iter(self._lines.items()))
             self._lines.move_to_end(destination)
-            if not self._is_open(destination):
+            if not self._is_open(destination, free - len(taken)):
                 idle += 1
                 continue
             if line[0].size > size:
@@ -163,10 +171,12 @@ class ReadyLines:
     @property
     def _longest(self) -> int:
         """How long a line may be."""
-        return max(self._share.line, self._share.all // (2 * (len(self._lines) or 1)))
+        return max(self._share.line, (self._share.all - len(self._waiting)) // 4)
 
-    def _is_open(self, destination: str) -> bool:
-        return destination not in self._held and self._claimed.get(destination, 0) < self.window(destination)
+    def _is_open(self, destination: str, free: int = sys.maxsize) -> bool:
+        if destination in self._held:
+            return False
+        return self._claimed.get(destination, 0) < min(self.window(destination), free)
 
     def _claim_first(self, destination: str) -> Due:
         entry = self._lines[destination].popleft()

@@ -195,6 +195,39 @@ class TestBacklogOfALane:
         assert backlog.next_due_at is None
         assert backlog.wants_refill()
 
+    @pytest.mark.parametrize("number", [4, 12])
+    def test_a_few_long_backlogs_leave_room_for_who_comes_next(self, number: int):
+        """Row E2: what is due for others, new or from the store, is lined up beside them."""
+        backlog = Backlog()
+        backlog.begin_refill()
+        backlog.refill([], (), complete=True)
+        backlog.end_refill()
+        for start in range(number):
+            entries = many("default", 15_000, first=start * 100_000)
+            backlog.push([entry._replace(destination=f"sick{start}") for entry in entries], NOW)
+        backlog.push(many("default", 50, first=10**7), NOW)
+        backlog.push([Due(NOW, 10**8, "retried.example", 1)], NOW - timedelta(seconds=1))
+        while backlog.line_up(NOW, ()):
+            pass
+        taken = [entry for _ in range(20) for entry in backlog.lines.take(100, MUCH)]
+
+        assert len(backlog.lines) < READY_CAPACITY
+        assert sum(not entry.destination.startswith("sick") for entry in taken) == 51
+
+    def test_news_for_others_do_not_wait_behind_a_backlog_that_fills_the_memory(self):
+        """Row E4: however many destinations it is for, and though the store has more that is due longer."""
+        backlog = Backlog()
+        backlog.begin_refill()
+        backlog.refill(many("default", 9000, due_at=NOW - timedelta(hours=1)), (), complete=False)
+        backlog.end_refill()
+        for start in range(0, READY_CAPACITY, 1000):
+            backlog.push(many("default", 1000, first=10**6 + start, due_at=NOW - timedelta(hours=2)), NOW)
+            backlog.line_up(NOW, ())
+        backlog.push([Due(NOW, 10**8, "new.example", 1)], NOW)
+        taken = [entry for _ in range(300) for entry in backlog.lines.take(1000, MUCH)]
+
+        assert "new.example" in {entry.destination for entry in taken}
+
     @pytest.mark.parametrize("same", [True, False])
     def test_memory_is_bounded(self, same: bool):
         """Whatever is pushed: what finds no room in the lines or the heap is left to the store, to be asked for."""
@@ -204,7 +237,7 @@ class TestBacklogOfALane:
             backlog.push([entry._replace(destination="one") for entry in entries] if same else entries, NOW)
             backlog.line_up(NOW, ())
 
-        assert len(backlog.lines) <= READY_CAPACITY
+        assert len(backlog.lines) <= 2 * READY_CAPACITY
         assert len(backlog._heap) <= 2 * READY_CAPACITY
         while backlog.lines.take(1000, MUCH):
             pass

@@ -194,6 +194,29 @@ def test_nothing_is_kept_of_destinations_that_have_nothing():
     assert not any(kept)
 
 
+@pytest.mark.parametrize("number", [1, 4, 10, 50])
+def test_however_many_are_slow_who_comes_next_finds_claims(number):
+    """They take their mail, so their windows are wide open, but slowly: all claims would be theirs in the end,
+    and whoever is fast would have to wait for one of them to end, for every mail."""
+    claims = 900
+    lines = ReadyLines(Share(all=20_000))
+    slow = [f"slow{n}" for n in range(number)]
+    held: deque[Due] = deque()
+    delivery_ids = iter(range(10**6))
+    for _ in range(3000):
+        lines.add(due(next(delivery_ids), destination) for destination in slow * 3)
+        held += lines.take(100, MUCH, claims - len(held))
+        if held:
+            lines.finished(held.popleft().destination, well=True)
+    lines.add(many("fast", 500, 10**6))
+    free = claims - len(held)
+    taken = [entry for _ in range(100) for entry in lines.take(100, MUCH, free) if entry.destination == "fast"]
+
+    assert len(held) >= min(claims * number // (number + 2), 200)
+    assert len(taken) == min(8, free)
+    assert free >= claims // (number + 2)
+
+
 @given(
     st.lists(st.tuples(st.sampled_from("abcde"), st.integers(1, 50)), max_size=60),
     st.lists(st.tuples(st.integers(1, 5), st.integers(10, 100), st.booleans()), min_size=1, max_size=30),
@@ -227,11 +250,11 @@ def test_lines_are_longer_as_long_as_there_are_few():
     """What a line has no room for was read in vain; with others beside it, it has no more than its share."""
     lines = ReadyLines(Share(line=2, all=20))
     lines.add(many("a", 12))
-    assert len(lines) == 10
+    assert len(lines) == 4
 
     lines.add([*many("b", 12, 20), *many("c", 12, 40), *many("d", 12, 60)])
 
-    assert len(lines) == 10 + 5 + 3 + 2
+    assert len(lines) == 4 + 3 + 2 + 2
 
 
 def test_what_is_new_does_not_overtake_what_the_store_has():
