@@ -249,7 +249,13 @@ class LimitsFor(Frozen):
     def _says_for_whom_and_what(self) -> Self:
         if (self.domain is None) == (self.mx is None):
             raise ValueError("say for whom these limits are: set either domain or mx, for both write two entries")
-        if not self.model_fields_set - {"domain", "mx"}:
+        limits = (
+            self.connections_per_host,
+            self.messages_per_connection,
+            self.recipients_per_transaction,
+            self.rate,
+        )
+        if all(limit is None for limit in limits):
             raise ValueError(f"these limits for {self.domain or self.mx} limit nothing: set at least one of them")
         return self
 

@@ -16,7 +16,7 @@ from mailstrom_async._engine.site import Site
 from mailstrom_async._engine.throttles import SiteKey, Throttle, Throttles
 from mailstrom_async._engine.upstream import Upstream
 from mailstrom_async._engine.waits import Wait, Waits
-from mailstrom_async._envelope import Delivery
+from mailstrom_async._envelope import Delivery, Lane
 from mailstrom_async._errors import StorageError
 from mailstrom_async._policy.bucket import Buckets
 from mailstrom_async._policy.hosts import Route
@@ -236,7 +236,8 @@ class Sites:
         site = self._site(key, destination, route, probed=probed)
         surplus = [delivery for delivery in deliveries if not site.assign(delivery, route)]
         if surplus:
-            for lane in {delivery.message.lane for delivery in surplus}:
+            lanes: set[Lane] = {delivery.message.lane for delivery in surplus}
+            for lane in lanes:
                 site.held.add((lane, destination))
                 self._upstream.hold(lane, destination)
             self.group.start_soon(self._give_back, key, surplus, route)

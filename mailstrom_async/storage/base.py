@@ -44,7 +44,7 @@ class Record:
     Attributes:
         results: The new result of each recipient of the delivery.
         due_at: When the deferred ones are to be attempted again; None if all are final.
-        attempt: The attempt itself; None if the delivery ended without one (it expired while it waited).
+        attempt: The attempt itself; None if there was none: it expired while it waited, or its hosts are throttled.
     """
 
     delivery: Delivery

@@ -20,6 +20,7 @@ from mailstrom_async import (
     Failed,
     Lane,
     Limits,
+    LimitsFor,
     Mailstrom,
     MemoryStorage,
     MessageCompleted,
@@ -27,11 +28,13 @@ from mailstrom_async import (
     Outcome,
     PreparedEmail,
     Queued,
+    Rate,
     RecipientFailed,
     RecipientStatus,
     RelayDelivery,
     Reply,
     RetryPolicy,
+    SiteStatus,
     SQLiteStorage,
     Storage,
     Timeouts,
@@ -49,7 +52,15 @@ def settings() -> None:
         tls="verify",
         retry=RetryPolicy(base_delay=timedelta(minutes=1), factor=3, jitter=0.1, lifetime=timedelta(days=1)),
         timeouts=Timeouts(connect=timedelta(seconds=10)),
-        limits=Limits(connections=10, queue_size=None),
+        limits=Limits(
+            connections=10,
+            queue_size=None,
+            rate=Rate(messages=100, per=timedelta(minutes=1)),
+            overrides=[
+                LimitsFor(mx="*.google.com", connections_per_host=20),
+                LimitsFor(domain="b.example", connections_per_host=1),
+            ],
+        ),
         retention=timedelta(days=7),
     )
     assert_type(config.delivery, DirectDelivery | RelayDelivery)
@@ -97,6 +108,7 @@ async def asking(mailer: Mailstrom) -> None:
     await mailer.retry_now("1@example.org")
     assert_type(await mailer.purge(completed_before=datetime.now(UTC)), int)
     assert_type(mailer.worker_status, WorkerStatus)
+    assert_type(mailer.sites(), tuple[SiteStatus, ...])
 
 
 def reading(status: MessageStatus) -> str:

@@ -149,6 +149,24 @@ class Recording(Ground):
             with raises(QueueFull):
                 await storage.enqueue([email("one too many")], queue_size=6)
 
+    async def test_a_delivery_that_was_held_back_was_not_attempted(self) -> None:
+        """Its site was throttled: it is deferred with the reason, due again, and its attempts are not counted."""
+        again = NOW + 10 * MINUTE
+        async with self.opened() as storage:
+            await storage.enqueue([email()])
+            delivery = await claim_one(storage)
+            held_back = {recipient.address: deferred(again) for recipient in delivery.recipients}
+            (recorded,) = await storage.record([Record(delivery, held_back, again, None)])
+            status = await storage.status(ID)
+
+            assert recorded.accepted
+            assert recorded.due is not None
+            assert recorded.due.due_at == again
+            assert status is not None
+            assert {recipient.result.state for recipient in status.recipients} == {"deferred"}
+            assert {recipient.attempts for recipient in status.recipients} == {0}
+            assert await storage.attempts(ID) == []
+
     async def test_an_end_without_an_attempt_counts_none(self) -> None:
         """A delivery that expired while it waited: its recipients fail, and no attempt is noted."""
         expired = Failed(cause="expired", enhanced="4.4.7", reason="its time is over", failed_at=NOW)

@@ -79,6 +79,7 @@ def test_patterns_are_written_as_dns_has_them():
         ({"connections_per_host": 1}, "set either domain or mx"),
         ({"domain": "a.example", "mx": "b.example", "connections_per_host": 1}, "set either domain or mx"),
         ({"domain": "a.example"}, "limit nothing"),
+        ({"domain": "a.example", "rate": None}, "limit nothing"),
         ({"mx": "mx*.example.net", "connections_per_host": 1}, r"write a whole name, or \*\.example\.org"),
         ({"mx": "*", "connections_per_host": 1}, "write a whole name"),
         ({"domain": "not a name", "connections_per_host": 1}, "not a host name"),
