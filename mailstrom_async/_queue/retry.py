@@ -9,6 +9,10 @@ LIFETIME = timedelta(days=36_500)
 """Of a person: dates that are later may not exist."""
 
 
+SKEW = timedelta(seconds=10)
+"""By so much the clock of another machine may be ahead: what it has just accepted is no sign of a clock set back."""
+
+
 def next_due(policy: RetryPolicy, *, attempt: int, now: datetime, expires_at: datetime, chance: float) -> datetime:
     """When a delivery is attempted again that was deferred (RFC 5321 section 4.5.4.1).
 
@@ -40,7 +44,7 @@ def due_after_setback(
     long are spread over that time, not brought together. What the caller wants to have sent later keeps its time.
     """
     if not attempted:
-        return min(due_at, now) if due_at == queued_at else due_at
+        return now if due_at == queued_at and due_at > now + SKEW else due_at
     return due_at if due_at <= now + longest else now + (due_at - now) % longest
 
 

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 
 from mailstrom_async._envelope import Delivery
 from mailstrom_async._queue.recipient import cancelled
+from mailstrom_async._queue.retry import SKEW
 from mailstrom_async._status import MessageStatus
 from mailstrom_async.storage._postgres_connection import Session
 from mailstrom_async.storage._postgres_reads import status
@@ -54,7 +55,7 @@ _HASTEN = """
 _BRING_FRESH_FORWARD = """
     WITH late AS MATERIALIZED (
         SELECT d.id FROM mailstrom.messages AS m JOIN mailstrom.deliveries AS d ON d.message = m.key
-        WHERE m.completed_at IS NULL AND m.queued_at > $1
+        WHERE m.completed_at IS NULL AND m.queued_at > $2
             AND d.due_at = m.queued_at AND d.owner IS NULL AND d.attempt = 0
         ORDER BY d.id FOR NO KEY UPDATE OF d
     ), changed AS (UPDATE mailstrom.deliveries AS d SET due_at = $1 FROM late WHERE d.id = late.id RETURNING d.id)
@@ -161,7 +162,7 @@ async def record(session: Session, records: Sequence[Record]) -> list[Recorded]:
 
 
 async def bring_forward(session: Session, now: datetime, longest: timedelta) -> int:
-    [(fresh,)] = await session.fetch(_BRING_FRESH_FORWARD, now)
+    [(fresh,)] = await session.fetch(_BRING_FRESH_FORWARD, now, now + SKEW)
     [(rest,)] = await session.fetch(_BRING_REST_FORWARD, now, longest)
     return int(fresh) + int(rest)
 

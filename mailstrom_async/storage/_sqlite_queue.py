@@ -11,6 +11,7 @@ from typing import TypeVar
 from mailstrom_async._envelope import LANES, Delivery
 from mailstrom_async._errors import AlreadyQueued, QueueFull
 from mailstrom_async._queue.recipient import cancelled
+from mailstrom_async._queue.retry import SKEW
 from mailstrom_async._status import MessageStatus
 from mailstrom_async.storage import _sqlite_bulk as bulk
 from mailstrom_async.storage._rules import as_stored, destinations
@@ -154,11 +155,12 @@ def claim(
 
 def bring_forward(connection: sqlite3.Connection, now: datetime, longest: timedelta) -> int:
     """In SQL what `due_after_setback` says; over the indexes of what lies in the future of that clock."""
-    times = {"now": to_integer(now), "longest": longest // timedelta(microseconds=1)}
+    instant = timedelta(microseconds=1)
+    times = {"now": to_integer(now), "longest": longest // instant, "skew": SKEW // instant}
     fresh = connection.execute(
         "UPDATE deliveries SET due_at = :now WHERE id IN ("
         " SELECT d.id FROM messages AS m CROSS JOIN deliveries AS d ON d.message = m.key"  # in this order
-        " WHERE m.completed_at IS NULL AND m.queued_at > :now"
+        " WHERE m.completed_at IS NULL AND m.queued_at > :now + :skew"
         " AND d.due_at = m.queued_at AND d.owner IS NULL AND d.attempt = 0)",
         times,
     )

@@ -1,5 +1,6 @@
 """A clock that is set back (row C16): what it would keep waiting for a day."""
 
+from mailstrom_async._queue.retry import SKEW
 from mailstrom_async.storage.base import Storage
 from mailstrom_async.testing._contract.ground import (
     HOUR,
@@ -36,6 +37,14 @@ class Setback(Ground):
             assert changed == 1
             assert [entry.due_at for entry in await storage.upcoming(10)] == [BEFORE]
             assert len(await claim(storage, ids, now=BEFORE)) == 1
+
+    async def test_what_a_machine_accepted_whose_clock_is_ahead_is_left_alone(self) -> None:
+        """By some seconds: it is due in a moment."""
+        async with self.opened() as storage:
+            await storage.enqueue([email()])
+
+            assert await storage.bring_forward(NOW - SKEW, LONGEST) == 0
+            assert [entry.due_at for entry in await storage.upcoming(10)] == [NOW]
 
     async def test_what_is_to_be_sent_later_keeps_its_time(self) -> None:
         """It is a time that the caller chose."""
