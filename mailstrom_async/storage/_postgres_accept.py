@@ -146,13 +146,13 @@ _Outcomes = list[list[Due] | MailstromError]
 
 
 class Accepting:
-    """Callers wait here until a lane takes all of them into its next statement: they share its commit."""
+    """Callers wait here until one of a few tasks takes all of them into its next statement: they share its commit."""
 
     def __init__(self, connections: Connections, on_stored: Callable[[], None]) -> None:
         self._connections = connections
         self._on_stored = on_stored
         self._queue: deque[_Waiting] = deque()
-        self._lanes: set[asyncio.Task[None]] = set()
+        self._serving: set[asyncio.Task[None]] = set()
 
     async def accept(self, acceptances: Sequence[Acceptance], queue_size: int | None) -> list[Due]:
         """Store messages, all or none; returns after the commit. Raises as `Storage.enqueue` does."""
@@ -162,16 +162,16 @@ class Accepting:
         if (twice := first_repeated(waiting.message_ids)) is not None:
             raise AlreadyQueued(twice)
         self._queue.append(waiting)
-        if len(self._lanes) < AT_A_TIME:
-            lane = asyncio.create_task(self._serve())
-            self._lanes.add(lane)
-            lane.add_done_callback(self._lanes.discard)
+        if len(self._serving) < AT_A_TIME:
+            task = asyncio.create_task(self._serve())
+            self._serving.add(task)
+            task.add_done_callback(self._serving.discard)
         return await waiting.future
 
     async def finish(self) -> None:
         """Return when all that waits is stored or refused."""
-        while self._lanes:
-            await asyncio.wait(set(self._lanes))
+        while self._serving:
+            await asyncio.wait(set(self._serving))
 
     async def _serve(self) -> None:
         while batch := self._take():
@@ -220,7 +220,7 @@ class Accepting:
             error = StorageError(f"{lost}; {known}: send it again, with the same Message-ID")
         except MailstromError as refusal:
             error = refusal
-        except Exception as fault:  # noqa: BLE001 - whatever it is, this lane goes on and the callers hear of it
+        except Exception as fault:  # noqa: BLE001 - whatever it is, this task goes on and the callers hear of it
             error = StorageError(f"{self._connections.address.name}: nothing of this was stored: {fault!r}")
         return [error for _ in batch]
 

@@ -1,4 +1,4 @@
-"""Where the owner of a file lets the other processes in: their calls run in its lanes, among its own."""
+"""Where the owner of a file lets the other processes in: their calls run among its own."""
 
 import asyncio
 import logging
@@ -11,7 +11,7 @@ from typing import Any
 
 from mailstrom_async._errors import MailstromError, StorageError
 from mailstrom_async.storage._sqlite_calls import CALLS, Call, Offer
-from mailstrom_async.storage._sqlite_lane import Lane
+from mailstrom_async.storage._sqlite_operations import Operations
 from mailstrom_async.storage._sqlite_socket import listen, socket_of
 from mailstrom_async.storage._sqlite_wire import (
     ANSWER,
@@ -43,8 +43,8 @@ class Door:
 
     Args:
         path: The file.
-        reads: The lane for calls that only read.
-        writes: The lane for calls that write.
+        reads: Takes calls that only read.
+        writes: Takes calls that write.
         on_hastened: Called in the door's thread when a guest has made deliveries due.
         on_offer: Called in the door's thread when a guest offers to deliver and nothing is claimed.
         on_shut: Called in the door's thread when the last call was answered, and nobody is here any more.
@@ -56,15 +56,15 @@ class Door:
     def __init__(
         self,
         path: Path,
-        reads: Lane,
-        writes: Lane,
+        reads: Operations,
+        writes: Operations,
         *,
         on_hastened: Callable[[], None],
         on_offer: Callable[[], None],
         on_shut: Callable[[], None],
     ) -> None:
         self._path = path
-        self._lanes = (reads, writes)
+        self._reads, self._writes = reads, writes
         self._on_hastened = on_hastened
         self._on_offer = on_offer
         self._on_shut = on_shut
@@ -99,9 +99,8 @@ class Door:
             self._emptied.set()
 
     def submit(self, call: Call[Any]) -> "asyncio.Future[Any]":
-        reads, writes = self._lanes
-        lane = writes if call.writes else reads
-        return lane.submit(call.operation, size=call.size)
+        operations = self._writes if call.writes else self._reads
+        return operations.submit(call.operation, size=call.size)
 
     def done(self, call: Call[Any], answer: object) -> None:
         if call.hastens and answer:
@@ -193,7 +192,7 @@ class _Guest(asyncio.Protocol):
             why = why_unreadable(error)
             logger.warning("%s: a process that sent what nobody can read was cut off: %s", self._path, why)
             self.abort()
-        except StorageError:  # a lane is not served any more, so there will be another owner: let it be asked
+        except StorageError:  # they are not served any more, so there will be another owner: let it be asked
             self.abort()
 
     def pause_writing(self) -> None:

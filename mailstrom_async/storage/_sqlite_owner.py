@@ -20,7 +20,7 @@ from mailstrom_async.storage._sqlite_errors import storage_error
 from mailstrom_async.storage._sqlite_file import bring_up_to_date, open_file, open_for_reading, wal_of
 from mailstrom_async.storage._sqlite_follower import OwnerLost
 from mailstrom_async.storage._sqlite_guard import Guard
-from mailstrom_async.storage._sqlite_lane import Lane, Operation, T
+from mailstrom_async.storage._sqlite_operations import Operation, Operations, T
 
 logger = logging.getLogger("mailstrom_async")
 
@@ -52,8 +52,8 @@ class Owner:
         self._loop = asyncio.get_running_loop()
         self._ready: asyncio.Future[None] = self._loop.create_future()
         self._over = asyncio.Event()
-        self._writes = Lane(path, "BEGIN IMMEDIATE")
-        self._reads = Lane(path, "BEGIN")
+        self._writes = Operations(path, "BEGIN IMMEDIATE")
+        self._reads = Operations(path, "BEGIN")
         self._door: Door | None = None
         self._stopping = False
         # Daemons: a program that forgot to close must not hang at its end. What was acknowledged is on disk.
@@ -100,7 +100,7 @@ class Owner:
         # In this order, here and in _open_door: one of the two sees what the other did.
         self._stopping = True
         if self._door is not None:
-            self._door.shut()  # which stops the lane when nobody needs it any more
+            self._door.shut()  # which stops the writer when nobody needs it any more
         else:
             self._writes.stop()
 

@@ -17,7 +17,7 @@ from mailstrom_async.storage import _sqlite_upcoming as due_next
 from mailstrom_async.storage._sqlite_calls import Call
 from mailstrom_async.storage._sqlite_commits import Commits
 from mailstrom_async.storage._sqlite_follower import Follower, OwnerLost
-from mailstrom_async.storage._sqlite_lane import Operation, T
+from mailstrom_async.storage._sqlite_operations import Operation, T
 from mailstrom_async.storage._sqlite_recent import Recent
 from mailstrom_async.storage._sqlite_share import Share
 from mailstrom_async.storage.base import Acceptance, Record, Recorded

@@ -17,7 +17,7 @@ import pytest
 from mailstrom_async.storage import SQLiteStorage, _sqlite_owner, _sqlite_reads, _sqlite_settle, _sqlite_upcoming
 from mailstrom_async.storage import _sqlite_queue as queue
 from mailstrom_async.storage._sqlite_guard import Guard
-from mailstrom_async.storage._sqlite_lane import BATCH
+from mailstrom_async.storage._sqlite_operations import BATCH
 from mailstrom_async.storage._sqlite_recent import Recent
 from mailstrom_async.storage.base import Due
 from mailstrom_async.testing._contract.ground import (

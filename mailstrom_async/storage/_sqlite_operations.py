@@ -35,8 +35,8 @@ class _Waiting(NamedTuple):
     future: asyncio.Future[Any]
 
 
-class Lane:
-    """Operations wait here until the thread that serves the lane takes all of them into its next transaction.
+class Operations:
+    """Operations wait here until the thread that serves them takes all of them into its next transaction.
 
     So one commit, the expensive part, is shared by all that came while the last one ran. Each operation has a savepoint
     of its own: one that fails is undone alone.
@@ -56,11 +56,11 @@ class Lane:
         """Run an operation in a transaction; returns after the commit.
 
         Args:
-            operation: Called with the connection, in the lane's thread; twice, if a first transaction failed.
+            operation: Called with the connection, in their thread; twice, if a first transaction failed.
             size: The bytes that it writes, about, if they are many.
 
         Raises:
-            StorageError: The transaction failed, or nobody serves the lane any more.
+            StorageError: The transaction failed, or nobody serves them any more.
         """
         return await self.submit(operation, size=size)
 
@@ -97,7 +97,7 @@ class Lane:
         after_batch: Callable[[sqlite3.Connection], None] | None = None,
         when_idle: Callable[[sqlite3.Connection], None] | None = None,
     ) -> None:
-        """Run what comes, until stopped. This is the life of the lane's thread."""
+        """Run what comes, until stopped. This is the life of their thread."""
         while True:
             self._wake.clear()
             if batch := self._take():
@@ -111,7 +111,7 @@ class Lane:
                 self._wake.wait()
 
     def end(self, why: str) -> None:
-        """Nobody serves the lane any more, whatever the reason: who waits or comes later is told so, and does not wait
+        """Nobody serves them any more, whatever the reason: who waits or comes later is told so, and does not wait
         for ever."""
         self._over = (
             f"{self._path}: {why}; whether this was done is not known: repeat it with the same Message-ID, and "
