@@ -15,8 +15,8 @@ from mailstrom_async.storage.base import Storage
 
 logger = logging.getLogger("mailstrom_async")
 
-REFILL = 2_000
-"""Deliveries read at once. More would only be read again: a backlog of one destination does not fit into its line."""
+REFILL = 4_000
+"""Deliveries read at once: about what fits into the line of one destination. More would only be read again."""
 CLAIMED_AT_MOST = 1_000
 CLAIM_BATCH = 100
 BUSY = 32
