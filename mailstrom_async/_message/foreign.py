@@ -29,8 +29,9 @@ _NEXT_FIELD = re.compile(rb"\r\n(?![ \t])")
 _END_OF_HEADER = re.compile(rb"(?:\r\n|\r(?!\n)|\n)(?P<empty>\r\n|\r|\n)")
 
 
-# One field of nothing but printable ASCII, as nearly all are, its further lines not blank. It never looks back.
-_PLAIN_FIELD = re.compile(r"([!-9;-~]++):([\t -~]*+(?:\r\n[\t ]++[!-~][\t -~]*+)*+)\r\n")
+# One field of nothing but printable ASCII, as nearly all are, its further lines not blank. No two parts could take the
+# same text, so it looks back no farther than the line.
+_PLAIN_FIELD = re.compile(r"([!-9;-~]+):([\t -~]*(?:\r\n[\t ]+[!-~][\t -~]*)*)\r\n")
 
 
 class Foreign(NamedTuple):
