@@ -396,9 +396,7 @@ class Site:
         else:
             if untouched:
                 # Closed by a host that we just greeted, or half-way through: that is an attempt, or we would spin.
-                reason = f"{session.target.host} closed the connection before MAIL"
-                closed = judge_breakdown(Phase.MAIL, "network", reason)
-                outcomes = {**dict.fromkeys(untouched, closed), **outcomes}
+                outcomes = {**dict.fromkeys(untouched, closed_early(session)), **outcomes}
             self._settle(bundle, outcomes, started_at, spoken[-1])
             self._learn(bundle, outcomes, spoken[-1])
         if not session.usable:
@@ -451,7 +449,8 @@ class Site:
                 break
             spoken.append(other)
             try:
-                await carry(other, message, bundle.recipients, at_once=at_once, outcomes=outcomes)
+                left = await carry(other, message, bundle.recipients, at_once=at_once, outcomes=outcomes)
+                outcomes.update(dict.fromkeys(left, closed_early(other)))
                 await other.quit()
             finally:
                 other.abort()
@@ -480,3 +479,8 @@ def contact_of(session: Session, outcomes: Mapping[str, Outcome]) -> Contact:
     """With whom we spoke; what was said only where somebody will want to read it."""
     well = all(outcome.state == "delivered" for outcome in outcomes.values())
     return Contact(session.target.host, str(session.target.address), session.tls, () if well else session.transcript)
+
+
+def closed_early(session: Session) -> Outcome:
+    """What it means for those whose turn had not come."""
+    return judge_breakdown(Phase.MAIL, "network", f"{session.target.host} closed the connection before MAIL")
