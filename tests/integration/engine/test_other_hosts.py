@@ -1,0 +1,33 @@
+"""Another host of the route is asked in the same attempt."""
+
+from datetime import timedelta
+
+from mailstrom_async import Config, Limits, Mailstrom, MemoryStorage
+from mailstrom_async.testing import Close, FakeInternet, Reply
+
+from .conftest import email
+
+PATIENCE = timedelta(seconds=20)
+
+
+async def test_a_host_that_closes_between_two_transactions_leaves_nobody_without_an_outcome():
+    """Rows A24, I6: the second host takes one recipient and is gone: that one is delivered once, the other deferred."""
+    async with FakeInternet() as internet:
+        first = await internet.exchanger("mx1.example.org")
+        second = await internet.exchanger("mx2.example.org")
+        internet.domain("example.org", mx=["10 mx1.example.org", "20 mx2.example.org"])
+        first.script["MAIL"] = "451 4.3.2 not now"
+        second.script["end of data"] = Reply("250 2.0.0 taken", then=Close())
+        config = Config(
+            helo_name="app.example.net",
+            delivery=internet.delivery,
+            limits=Limits(recipients_per_transaction=1),
+            shutdown_grace=timedelta(0),
+        )
+        async with Mailstrom(config, MemoryStorage()) as mailer:
+            message_id = await mailer.send_email(email(["ada@example.org", "eve@example.org"]))
+            status = await mailer.wait(message_id, until="attempted", timeout=PATIENCE)
+
+        assert [recipient.result.state for recipient in status.recipients] == ["delivered", "deferred"]
+        assert [recipient.attempts for recipient in status.recipients] == [1, 1]
+        assert len(second.messages) == 1
