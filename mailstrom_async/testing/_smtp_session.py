@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 
 from mailstrom_async.testing._actions import Action, Context, Script
 from mailstrom_async.testing._auth import Accounts, Exchange
-from mailstrom_async.testing._chunk import Chunk
-from mailstrom_async.testing._connection import Connection, Settle, requested_name
+from mailstrom_async.testing._connection import Connection, Settle, requested_name, settle_nothing
+from mailstrom_async.testing._content import Came, Chunk, Content, Whole, faults
 from mailstrom_async.testing._records import Ledger, ReceivedMessage, now
 
-LONGEST_LINE = 1000  # RFC 5321 section 4.5.3.1.6, with CRLF
 LONGEST_COMMAND = 64 * 1024
 
 _PATH = re.compile(r'(?i:FROM|TO):( *)<((?:"(?:\\.|[^"\\])*"|[^">])*)>(?: (.*))?$')
@@ -63,6 +62,8 @@ class _Transaction:
     rcpt_options: list[tuple[str, ...]] = field(default_factory=list[tuple[str, ...]])
     mail_tried: bool = False
     rcpt_tried: int = 0
+    content: Content = field(default_factory=Content)
+    arrived: bytes | None = None  # the content, from its end until its reply
 
 
 class SMTPSession(Connection):
@@ -75,13 +76,6 @@ class SMTPSession(Connection):
         self._transaction = _Transaction()
         self._greeted = False
         self._exchange: Exchange | None = None
-        self._in_content = False
-        self._body_begun = False
-        self._searched = 0
-        self._too_big = False
-        self._content: bytes | None = None
-        self._chunk: Chunk | None = None  # its octets come next
-        self._chunks = bytearray()
         self._commands = {
             "EHLO": self._hello,
             "HELO": self._hello,
@@ -132,7 +126,7 @@ class SMTPSession(Connection):
             self.close()
 
     def finish(self, error: Exception | None) -> None:
-        self.record.aborted = error is not None or self._in_content or self._chunk is not None
+        self.record.aborted = error is not None or self._transaction.content.pending
         self.ledger.end(self.record)
 
     def _perform(
@@ -169,20 +163,23 @@ class SMTPSession(Connection):
     # Lines
 
     def pump(self) -> None:
-        while self.buffer and not self.busy:
-            if self._in_content or self._chunk is not None:
-                if not (self._read_content() if self._chunk is None else self._read_chunk(self._chunk)):
-                    return
-                continue
-            end = self.buffer.find(b"\n") + 1
-            if not end:
-                if len(self.buffer) > LONGEST_COMMAND:
-                    self.write(b"500 5.5.2 Line too long\r\n")
-                    self.close()
+        while (self.buffer or self._transaction.content.awaits_nothing) and not self.busy:
+            read = self._read_content if self._transaction.content.pending else self._read_command
+            if not read():
                 return
-            line = bytes(self.buffer[:end])
-            del self.buffer[:end]
-            self._obey(line)
+
+    def _read_command(self) -> bool:
+        """Obey the next line; tell whether there may be something more to do."""
+        end = self.buffer.find(b"\n") + 1
+        if not end:
+            if len(self.buffer) > LONGEST_COMMAND:
+                self.write(b"500 5.5.2 Line too long\r\n")
+                self.close()
+            return False
+        line = bytes(self.buffer[:end])
+        del self.buffer[:end]
+        self._obey(line)
+        return True
 
     def _obey(self, raw: bytes) -> None:
         text = raw.removesuffix(b"\n").removesuffix(b"\r")
@@ -221,7 +218,7 @@ class SMTPSession(Connection):
         elif verb in _LAST_OF_GROUP:
             self._violation(f"sent more behind {verb} before it was answered")
         elif verb == "BDAT":
-            return  # its octets; `_read_chunk` looks at what comes behind them
+            return  # its octets; `_read_content` looks at what comes behind them
         elif "PIPELINING" not in self._offered:
             self._violation(f"pipelined behind {verb}, and PIPELINING was not offered")
         self.record.pipelined += 1
@@ -383,65 +380,14 @@ class SMTPSession(Connection):
         if not transaction.rcpt_tried:
             self._violation("DATA before RCPT")
             usual = b"503 5.5.1 RCPT first\r\n"
-        elif transaction.sender is None:
-            usual = b"503 5.5.1 MAIL first\r\n"
-        elif not transaction.recipients:
-            usual = b"554 5.5.1 No valid recipients\r\n"
         else:
-            usual = b"354 End with a dot on a line by itself\r\n"
+            usual = self._no_content() or b"354 End with a dot on a line by itself\r\n"
 
         def settle(reply: bytes, replaced: bool) -> None:
-            self._in_content = reply.startswith(b"354")
-            self._body_begun = self._too_big = False
-            self._searched = 0
+            if reply.startswith(b"354"):
+                transaction.content.begin()
 
         self._perform(("DATA",), usual, settle, command=line)
-
-    # Content
-
-    def _read_content(self) -> bool:
-        """Look for the end of the content; tell whether there is something more to do."""
-        if not self._body_begun:
-            self._body_begun = True
-            if self._settings.script:
-                self._perform(("body",), b"", lambda reply, replaced: None)
-                return True
-        buffer = self.buffer
-        if buffer.startswith(b".\r\n") and not self._searched:
-            content, length = b"", 3
-        else:
-            dot = buffer.find(b"\r\n.\r\n", max(0, self._searched - 4))
-            if dot < 0:
-                self._searched = len(buffer)
-                limit = self._settings.size_limit
-                if limit is not None and len(buffer) > 2 * limit:
-                    self._too_big = True
-                    del buffer[:-4]
-                    self._searched = 4
-                return False
-            content, length = bytes(buffer[: dot + 2]), dot + 5
-        del buffer[:length]
-        self._in_content = False
-        self._end_of_data(content)
-        return True
-
-    def _end_of_data(self, stuffed: bytes) -> None:
-        self._check_content(stuffed)
-        content = stuffed.removeprefix(b".").replace(b"\r\n.", b"\r\n")
-        limit = self._settings.size_limit
-        if self.buffer:
-            # The content may be the first of a group (RFC 2920 section 3.1).
-            if "PIPELINING" not in self._offered:
-                self._violation("sent more behind the final dot before it was answered")
-            self.record.pipelined += 1
-        if not self._transaction.recipients:
-            usual = b"554 5.5.1 No valid recipients\r\n"
-        elif self._too_big or (limit is not None and len(content) > limit):
-            usual = b"552 5.3.4 Message too big\r\n"
-        else:
-            usual = f"250 2.0.0 Taken as {self.ledger.received + 1}\r\n".encode()
-        self._content = content
-        self._perform(("end of data",), usual, self._content_answered)
 
     def _bdat(self, verb: str, argument: str, line: str) -> None:
         chunk = Chunk.parse(argument)
@@ -450,43 +396,52 @@ class SMTPSession(Connection):
             self.write(b"502 5.5.1 BDAT is not available\r\n")
         elif chunk is None:
             self._violation("BDAT that can't be parsed")
-            self.write(b"501 5.5.4 Syntax: BDAT size [LAST]\r\n")
+            refusal = b"501 5.5.4 Syntax: BDAT size [LAST]\r\n"
+            self.write(refusal)
+            self._chunk_answered(refusal, False)
         else:
             # Whatever will be said to it: the octets come, and are not to be read as commands (RFC 3030 section 2).
-            self._chunk = chunk
+            self._transaction.content.announce(chunk)
             if not self._transaction.rcpt_tried:
                 self._violation("BDAT before RCPT")
-            if not self._chunks and self._settings.script:
-                self._perform(("body",), b"", lambda reply, replaced: None)
-            if not chunk.size and not self.busy:
-                self._read_chunk(chunk)  # `pump` waits for more, and nothing needs to come
 
-    def _read_chunk(self, chunk: Chunk) -> bool:
-        """Take the octets of a chunk if they are all here."""
-        if len(self.buffer) < chunk.size:
+    # Content
+
+    def _read_content(self) -> bool:
+        """Take what has come of the content; tell whether there may be something more to do."""
+        came = self._transaction.content.take(self.buffer, self._settings.size_limit)
+        if came is None:
             return False
-        self._chunk = None
-        self._chunks += self.buffer[: chunk.size]
-        del self.buffer[: chunk.size]
-        if self.buffer:
-            if "PIPELINING" not in self._offered:
-                self._violation("sent more behind a chunk before it was answered")
-            self.record.pipelined += 1
-        if not chunk.last:
-            usual = self._no_content() or b"250 2.0.0 Octets received\r\n"
-            self._perform(("BDAT",), usual, lambda reply, replaced: None)
+        if came is Came.START:
+            self._perform(("body",), b"", settle_nothing)
             return True
-        content = bytes(self._chunks)
-        self._chunks.clear()
-        self._check_content(content)
-        limit = self._settings.size_limit
-        refusal = self._no_content()
-        if refusal is None and limit is not None and len(content) > limit:
-            refusal = b"552 5.3.4 Message too big\r\n"
-        self._content = content
-        taken = f"250 2.0.0 Taken as {self.ledger.received + 1}\r\n".encode()
-        self._perform(("end of data",), refusal or taken, self._content_answered)
+        if self.buffer:
+            # The content may be the first of a group (RFC 2920 section 3.1).
+            if "PIPELINING" not in self._offered:
+                self._violation("sent more behind content before it was answered")
+            self.record.pipelined += 1
+        if isinstance(came, Whole):
+            self._content_ended(came)
+        else:
+            usual = self._no_content() or b"250 2.0.0 Octets received\r\n"
+            self._perform(("BDAT",), usual, self._chunk_answered)
         return True
+
+    def _chunk_answered(self, reply: bytes, replaced: bool) -> None:
+        if not reply.startswith(b"2"):
+            # The transaction has failed. More chunks may be on their way, and are no fault (RFC 3030 section 2).
+            self._transaction = _Transaction(mail_tried=True, rcpt_tried=self._transaction.rcpt_tried)
+
+    def _content_ended(self, whole: Whole) -> None:
+        for fault in faults(whole.content, self._transaction.mail_options):
+            self._violation(fault)
+        usual = self._no_content()
+        if usual is None and whole.too_big:
+            usual = b"552 5.3.4 Message too big\r\n"
+        elif usual is None:
+            usual = f"250 2.0.0 Taken as {self.ledger.received + 1}\r\n".encode()
+        self._transaction.arrived = whole.content
+        self._perform(("end of data",), usual, self._content_answered)
 
     def _no_content(self) -> bytes | None:
         """Why no content can be taken now, if so."""
@@ -497,12 +452,11 @@ class SMTPSession(Connection):
     def _content_answered(self, reply: bytes, replaced: bool) -> None:
         if reply.startswith(b"2"):
             self.take()
-        self._content = None
         self._transaction = _Transaction()
 
     def take(self) -> None:
-        content, self._content = self._content, None
         transaction = self._transaction
+        content, transaction.arrived = transaction.arrived, None
         if content is None or not transaction.recipients or transaction.sender is None:
             return
         self.ledger.take(
@@ -518,34 +472,20 @@ class SMTPSession(Connection):
             )
         )
 
-    def _check_content(self, content: bytes) -> None:
-        line_ends = content.count(b"\r\n")
-        if content.count(b"\r") != line_ends:
-            self._violation("bare CR in the content")
-        if content.count(b"\n") != line_ends:
-            self._violation("bare LF in the content")
-        if b"\0" in content:
-            self._violation("NUL in the content")
-        if _has_long_line(content):
-            self._violation("line longer than 998 octets in the content")
-        if not content.isascii() and "BODY=8BITMIME" not in map(str.upper, self._transaction.mail_options):
-            self._violation("8-bit content without BODY=8BITMIME")
-
     # The small ones
 
     def _rset(self, verb: str, argument: str, line: str) -> None:
         def settle(reply: bytes, replaced: bool) -> None:
             if reply.startswith(b"2"):
                 self._transaction = _Transaction()
-                self._chunks.clear()
 
         self._perform((verb,), b"250 2.0.0 Reset\r\n", settle, command=line)
 
     def _noop(self, verb: str, argument: str, line: str) -> None:
-        self._perform((verb,), b"250 2.0.0 Fine\r\n", lambda reply, replaced: None, command=line)
+        self._perform((verb,), b"250 2.0.0 Fine\r\n", settle_nothing, command=line)
 
     def _vrfy(self, verb: str, argument: str, line: str) -> None:
-        self._perform((verb,), b"252 2.5.0 Send some mail and see\r\n", lambda reply, replaced: None, command=line)
+        self._perform((verb,), b"252 2.5.0 Send some mail and see\r\n", settle_nothing, command=line)
 
     def _quit(self, verb: str, argument: str, line: str) -> None:
         self.record.quit = True
@@ -555,14 +495,3 @@ class SMTPSession(Connection):
                 self.close()
 
         self._perform((verb,), b"221 2.0.0 Bye\r\n", settle, command=line)
-
-
-def _has_long_line(content: bytes) -> bool:
-    # Jumps from one of the last line ends within reach to the next: long messages have many short lines.
-    start = 0
-    while len(content) - start > LONGEST_LINE:
-        end = content.rfind(b"\n", start, start + LONGEST_LINE)
-        if end < 0:
-            return True
-        start = end + 1
-    return False
