@@ -37,7 +37,8 @@ class Frozen(BaseModel):
         ours = [base for base in cls.__mro__ if issubclass(base, Frozen) and base is not Frozen]
         for base in ours:
             for name, text in _docstrings(base._module, base.__qualname__).items():
-                field = cls.model_fields[name]
+                if (field := cls.model_fields.get(name)) is None:
+                    continue  # a class variable or a private attribute
                 for key in {name, field.alias, field.serialization_alias} & properties.keys():
                     properties[key].setdefault("description", text)
         return schema
@@ -48,7 +49,7 @@ def _docstrings(module: str, model: str) -> dict[str, str]:
     """The text behind each field of a class; none where there is no source."""
     try:
         source = ast.parse(inspect.getsource(sys.modules[module]))
-    except (OSError, KeyError):
+    except (OSError, KeyError, TypeError):  # TypeError: that of an interactive session
         return {}
     return {
         field.target.id: inspect.cleandoc(text.value.value)

@@ -114,7 +114,7 @@ def take_apart(content: bytes, domains: Domains = FULL_NAMES) -> Foreign:
         end = content.find(b"\r\n\r\n") + 2
         body_at = end + 2 if end > 1 else 0
     else:
-        found = _END_OF_HEADER.search(content, 0, 2 * HEADER_LIMIT)
+        found = _END_OF_HEADER.search(content, 0, HEADER_LIMIT + 4)
         end, body_at = found.span("empty") if found is not None else (0, 0)
     if not body_at:
         end = body_at = len(content)  # a header and nothing else

@@ -98,6 +98,7 @@ def _without_large(part: AnyMessage, mark: str, large: list[Text]) -> AnyMessage
         isinstance(payload, str)
         and len(payload) > BLOCK
         and payload.isascii()
+        and part.get_content_maintype() not in ("message", "multipart")  # the library writes these in other ways
         and str(part.get("Content-Transfer-Encoding", "")).strip().lower() == "base64"
     ):
         part.set_payload(f"{mark}{len(large)}\n")
@@ -111,7 +112,11 @@ def _with_large(content: bytes, mark: str, large: list[Text]) -> bytes:
         return content
     pieces: list[bytes | Piece] = []
     for number, text in enumerate(large):
-        before, _, content = content.partition(f"{mark}{number}\r\n".encode("ascii"))
+        before, found, content = content.partition(f"{mark}{number}\r\n".encode("ascii"))
+        if not found:
+            raise MESSAGE.error(
+                "the EmailMessage can't be written: the place of a large attachment is not clear; hand in its bytes"
+            )
         pieces += [before, text]
     return join([*pieces, content])
 

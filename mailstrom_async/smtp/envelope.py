@@ -75,7 +75,7 @@ class Envelope(NamedTuple):
         )
 
 
-@lru_cache(maxsize=1024)  # an application has few senders
+@lru_cache(maxsize=1024)  # few senders write most mail
 def _checked(address: str, encoding: str) -> bytes:
     if _ADDRESS.fullmatch(address) is None:
         raise ValueError(f"{address!r} can't stand in an SMTP command: it is not one plain address")

@@ -28,7 +28,9 @@ class _Ahead(NamedTuple):
     envelope: Envelope
 
     def matches(self, message: QueuedMessage, recipients: Sequence[str]) -> bool:
-        return self.message is message and self.envelope.recipients == tuple(recipients)
+        ours = self.message
+        same = ours.key == message.key and ours.smtputf8 == message.smtputf8
+        return same and self.envelope.recipients == tuple(recipients)
 
 
 class SMTPSession:
@@ -63,7 +65,7 @@ class SMTPSession:
         streams = bdat_window and offers.chunking and offers.pipelining and self._manner is Manner.STREAMED
         self._window = Window(wire, target, timeouts, bdat_window) if streams else None
         self._flight: Flight | None = None
-        self._held = False  # the next message was named, and has to be asked for before it is sent
+        self._held: int | None = None  # the key of a message that was named, and must be asked for before it is sent
         self._ahead: _Ahead | None = None  # sent, and its transaction not yet begun
 
     @property
@@ -158,7 +160,8 @@ class SMTPSession:
     ) -> TransactionResult:
         """As `transact`, by BDAT, with others on their way at the same time."""
         is_next = window.next_is(message, recipients)
-        self._held = self._held and is_next
+        if message.key == self._held:
+            self._held = None
         envelope = None if is_next else Envelope.write(message, recipients, self._offers)
         if self._transactions:
             self._wire.transcript.clear()
@@ -177,19 +180,20 @@ class SMTPSession:
         except BaseException:
             self._wire.abort()
             raise
+        self._flight = None  # or its content would stay in memory while the session idles
         if result.breakdown is not None and result.breakdown.reply is None:
             self._too_much(Manner.STREAMED)
         return result
 
     def _refill(self, window: Window, following: Following | None) -> None:
         """Send ahead what is named, while there is room for it."""
-        while following is not None and not self._held and window.open:
+        while following is not None and self._held is None and window.open:
             named = following()
             if named is None:
                 return
             envelope = self._envelope_ahead(*named)
             if envelope is None:
-                self._held = True
+                self._held = named[0].key
                 return
             self._transactions += 1
             window.send_ahead(named[0], envelope)

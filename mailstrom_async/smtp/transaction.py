@@ -7,7 +7,7 @@ from mailstrom_async._config import Timeouts
 from mailstrom_async._envelope import QueuedMessage
 from mailstrom_async._policy.replies import CLOSING
 from mailstrom_async._reply import Phase
-from mailstrom_async.smtp.base import Breakdown, Target, TransactionResult
+from mailstrom_async.smtp.base import Target, TransactionResult
 from mailstrom_async.smtp.envelope import DATA, RSET, Envelope
 from mailstrom_async.smtp.ledger import Ledger
 from mailstrom_async.smtp.wire import CHUNK, Broken, Wire
@@ -97,7 +97,7 @@ class Transaction:
             if broken.cause == "protocol" and ledger.phase is not Phase.END_OF_DATA:
                 ledger.forget()
             untouched = reused and self._before_mail(broken)
-            breakdown = self._breakdown(broken)
+            breakdown = broken.at(ledger.phase, self._target, in_doubt=self.in_doubt)
             self._wire.abort()
         finally:
             del self._message  # a session keeps its last transaction while it idles, and the content may be large
@@ -117,17 +117,7 @@ class Transaction:
         """The server had ended the session before it answered MAIL, by a 421 or without a word."""
         if self._ledger.phase is not Phase.MAIL or broken.cause != "network":
             return False
-        return self._reset_refused or broken.answer is not None or self._wire.closed_by_server
-
-    def _breakdown(self, broken: Broken) -> Breakdown:
-        phase = self._ledger.phase
-        reason = f"{self._target} {broken.reason}, at {phase}"
-        if broken.answer is not None:
-            return Breakdown(phase, broken.cause, reason, broken.answer.to(phase, self._target.host))
-        if self.in_doubt:
-            reason += "; it had the whole message and may have taken it, so that it may arrive twice"
-            return Breakdown(Phase.END_OF_DATA, "outcome_unknown", reason)
-        return Breakdown(phase, broken.cause, reason)
+        return self._reset_refused or broken.answer is not None or self._wire.closed
 
     async def _agree(self, reset: bool) -> None:
         """The envelope: until DATA is answered, or, where commands go one by one, until nobody is left."""
@@ -224,7 +214,8 @@ class Transaction:
         if wire.unsent:
             self._mixed = bool(group)
             await wire.drain(self._timeouts.block.total_seconds())
-            self._sent = wire.buffered <= len(group)
+            # Dropped meanwhile, it has nothing in its buffer either.
+            self._sent = not self._wire.unsent or (wire.usable and wire.buffered <= len(group))
         return self._sent
 
     async def _send_large(self) -> bool:

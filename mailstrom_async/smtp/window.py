@@ -14,7 +14,7 @@ from mailstrom_async._config import Timeouts
 from mailstrom_async._envelope import QueuedMessage
 from mailstrom_async._policy.replies import CLOSING, Answer
 from mailstrom_async._reply import Phase
-from mailstrom_async.smtp.base import Breakdown, Target, TransactionResult
+from mailstrom_async.smtp.base import Target, TransactionResult
 from mailstrom_async.smtp.envelope import RSET, Envelope
 from mailstrom_async.smtp.ledger import Ledger
 from mailstrom_async.smtp.wire import CHUNK, Broken, Wire
@@ -79,7 +79,7 @@ class Window:
         self._unclean = False  # the server may hold an envelope of ours
         self._broken: Broken | None = None
         self._broke_at: Flight | None = None
-        self._closed_by_server = False
+        self._closed = False
 
     @property
     def empty(self) -> bool:
@@ -134,7 +134,7 @@ class Window:
         """
         try:
             if not flight.written and self._broken is None:
-                await self._send(flight, refill)
+                await self._send(flight)
             while not flight.ledger.ended and self._broken is None:
                 refill()
                 await self._read()
@@ -146,7 +146,7 @@ class Window:
     def abandon(self) -> list[TransactionResult]:
         """Drop the connection; what became of the messages that were sent ahead and not asked for, in their order."""
         try:
-            self._closed_by_server = self._wire.closed_by_server
+            self._closed = self._wire.closed
             self._wire.abort()
             while self._flights and self._broken is None:
                 self._route(self._wire.take() or self._wire.give_up())
@@ -168,7 +168,7 @@ class Window:
         flight.written = self._wire.write(octets)
         self._last = flight
 
-    async def _send(self, flight: Flight, refill: Callable[[], None]) -> None:
+    async def _send(self, flight: Flight) -> None:
         envelope = flight.envelope
         self._wire.expect(envelope.commands - 1 + flight.resets)
         self._wire.write(b"".join((RSET if flight.resets else b"", envelope.mail, *envelope.rcpt)))
@@ -237,6 +237,8 @@ class Window:
 
     def _remove(self, flight: Flight) -> None:
         self._flights.remove(flight)
+        if flight is self._last:
+            self._last = None
         self._bytes -= len(flight.message.content)
 
     # The end
@@ -244,7 +246,7 @@ class Window:
     def _break(self, broken: Broken) -> None:
         if self._broken is None:
             self._broken = broken
-            self._closed_by_server = self._closed_by_server or self._wire.closed_by_server
+            self._closed = self._closed or self._wire.closed
             self._broke_at = self._flights[0] if self._flights else None
             ledger = self._broke_at.ledger if self._broke_at is not None else None
             if ledger is not None and broken.cause == "protocol":
@@ -261,7 +263,7 @@ class Window:
                 return TransactionResult({}, untouched=True)
             if reused and self._before_mail(flight, broken):
                 return TransactionResult({}, untouched=True)
-            breakdown = self._breakdown(flight, broken)
+            breakdown = broken.at(ledger.phase, self._target, in_doubt=self.in_doubt(flight))
         return TransactionResult(ledger.decided, breakdown, tuple(ledger.postponed))
 
     def _before_mail(self, flight: Flight, broken: Broken) -> bool:
@@ -270,14 +272,4 @@ class Window:
             return False
         if broken.answer is not None:
             return True
-        return not self.in_doubt(flight) and (flight.reset_refused or self._closed_by_server)
-
-    def _breakdown(self, flight: Flight, broken: Broken) -> Breakdown:
-        phase = flight.ledger.phase
-        reason = f"{self._target} {broken.reason}, at {phase}"
-        if broken.answer is not None:
-            return Breakdown(phase, broken.cause, reason, broken.answer.to(phase, self._target.host))
-        if self.in_doubt(flight):
-            reason += "; it had the whole message and may have taken it, so that it may arrive twice"
-            return Breakdown(Phase.END_OF_DATA, "outcome_unknown", reason)
-        return Breakdown(phase, broken.cause, reason)
+        return not self.in_doubt(flight) and (flight.reset_refused or self._closed)

@@ -6,6 +6,8 @@ import socket
 from typing import Literal, NoReturn
 
 from mailstrom_async._policy.replies import Answer, ReplyQueue
+from mailstrom_async._reply import Phase
+from mailstrom_async.smtp.base import Breakdown, Target
 from mailstrom_async.smtp.transcript import Transcript
 
 CHUNK = 64 * 1024
@@ -28,6 +30,22 @@ class Broken(Exception):
         self.cause: Literal["network", "protocol"] = cause
         self.reason = reason
         self.answer = answer
+
+    def at(self, phase: Phase, target: Target, *, in_doubt: bool) -> Breakdown:
+        """What it means for a message.
+
+        Args:
+            phase: What of it was to be answered.
+            target: Whose conversation it is.
+            in_doubt: The server may have the whole message.
+        """
+        reason = f"{target} {self.reason}, at {phase}"
+        if self.answer is not None:
+            return Breakdown(phase, self.cause, reason, self.answer.to(phase, target.host))
+        if in_doubt:
+            reason += "; it had the whole message and may have taken it, so that it may arrive twice"
+            return Breakdown(Phase.END_OF_DATA, "outcome_unknown", reason)
+        return Breakdown(phase, self.cause, reason)
 
 
 class Wire(asyncio.Protocol):
@@ -111,8 +129,8 @@ class Wire(asyncio.Protocol):
         self.write(command)
 
     @property
-    def closed_by_server(self) -> bool:
-        """It was closed, and no reply was under way."""
+    def closed(self) -> bool:
+        """It was closed, by either side, and no reply was under way."""
         return self._lost is not None and not self._replies.partial
 
     @property

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ NAME = "mx.example.test"
 LONG = timedelta(seconds=20)
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+KEYS = count(1)  # of messages
 
 
 @dataclass
@@ -120,7 +123,7 @@ class Client:
         eight_bit: bool = False,
     ) -> QueuedMessage:
         now = datetime.now(UTC)
-        return QueuedMessage(1, "1@example.org", sender, content, smtputf8, eight_bit, now, now)
+        return QueuedMessage(next(KEYS), "1@example.org", sender, content, smtputf8, eight_bit, now, now)
 
 
 @dataclass

@@ -143,3 +143,27 @@ async def test_a_message_that_nobody_may_get_is_not_sent(client):
         verbs = [command.split()[0] for command in server.sessions[0].commands]
         assert verbs == ["EHLO", "MAIL", "RCPT", "RCPT", "RSET", "MAIL", "RCPT", "BDAT", "QUIT"]
         assert server.violations == []
+
+
+async def test_a_message_that_was_held_back_is_the_next_one_whatever_comes_between(client):
+    """Named ahead of others and too large to be sent ahead, it is asked for before anything else is named: else the
+    results of those behind it would be taken for its own."""
+    first, ahead, held, last = (client.message(content) for content in (SMALL, SMALL, LARGE, SMALL))
+    named = iter([(ahead, ["one@example.net"]), (held, [TO]), (last, [TO])])
+
+    def following():
+        return next(named, None)
+
+    async with SMTPServer(extensions=EXTENSIONS) as server:
+        session = await SMTPConnector("client.example.test", client.connector()._timeouts, bdat_window=4).connect(
+            client.target(server)
+        )
+        client.sessions.append(session)
+        await session.transact(client.message(SMALL), [TO])  # the window grows
+        await session.transact(first, [TO], following)
+        await session.transact(ahead, ["one@example.net"])
+        await session.transact(ahead, ["two@example.net"], following)
+
+        assert session.abandon() == []
+        assert next(named)[0] is last
+    assert len(server.messages) == 4
