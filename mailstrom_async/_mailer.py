@@ -263,7 +263,8 @@ class Mailstrom:
             recipients: The forward-paths; None: To, Cc and Bcc.
             not_before: Attempt it no sooner (aware).
             expires_after: Its lifetime, in place of `RetryPolicy.lifetime`; counted from `not_before` if that is later.
-                If it is shorter than that, the mail fails at its end even if there was no attempt yet.
+                If its end comes sooner than that lifetime counted from now, the mail fails then even if there was no
+                attempt yet; else it is attempted once.
             lane: "auth" for what somebody waits for at a screen, a login code or a new password: a connection is kept
                 for it. "bulk" for the same mail to many. Under load 16 of auth, 4 of default and 1 of bulk go in turn.
             connection: Write it into the transaction that this connection is in: it is queued when that commits, and

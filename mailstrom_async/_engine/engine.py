@@ -175,7 +175,6 @@ class Engine:
                 self._settlement,
                 self._health,
                 group,
-                self._clock,
                 self._chance,
                 Upstream(self._wanted, self._scheduler.hold, self._scheduler.let_go, self._return),
             )
@@ -210,9 +209,12 @@ class Engine:
             dues = await self._claims.release(given_back, self._clock.now())
             due_again = {due.delivery_id for due in dues}
             await self._tell_of_cancelled([delivery for delivery in given_back if delivery.id not in due_again])
-            await self._attendance.leave()
         except StorageError as error:
             logger.error("claims could not be given back, they end with their lease: %s", error)  # noqa: TRY400
+        try:
+            await self._attendance.leave()
+        except StorageError as error:
+            logger.warning("those who share our limits count us until our lease would have ended: %s", error)
         self._sites = None
 
     async def _return(self, deliveries: Sequence[Delivery]) -> None:
@@ -229,7 +231,12 @@ class Engine:
         """What is given back and not due again belongs to a message that was cancelled while we had it."""
         for delivery in deliveries:
             message_id = delivery.message.message_id
-            status = await self._storage.status(message_id)
+            try:
+                status = await self._storage.status(message_id)
+            except Exception:
+                # It is given back all the same, and must not be taken for ours.
+                logger.exception("%r was given back, and whether its message was cancelled is not told", delivery)
+                continue
             mine = {recipient.address for recipient in delivery.recipients}
             results = {r.address: r.result for r in status.recipients if r.address in mine} if status else {}
             failed = {address: result for address, result in results.items() if isinstance(result, Failed)}

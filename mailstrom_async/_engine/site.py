@@ -21,7 +21,7 @@ from mailstrom_async._engine.pace import Pace
 from mailstrom_async._engine.throttles import SiteKey, Throttle
 from mailstrom_async._envelope import Delivery, Lane
 from mailstrom_async._policy.bucket import Bucket
-from mailstrom_async._policy.congestion import FIRST_SESSIONS, Signal, Window, signal_of
+from mailstrom_async._policy.congestion import Signal, Window, signal_of
 from mailstrom_async._policy.hosts import Route
 from mailstrom_async._policy.limits import SiteLimits
 from mailstrom_async._policy.verdict import judge_breakdown
@@ -40,6 +40,8 @@ TURN = 10
 
 WAITING_FOR_EACH, FEWEST_WAITING = 32, 2
 """So many messages wait for each session at most; so many at least where there is a rate."""
+SETTLED_AT_ONCE = 1000
+"""Recipients that get their results in one turn of the event loop."""
 KNOWN_DESTINATIONS = 10
 """Of a site, so many are remembered to be shown."""
 
@@ -62,10 +64,10 @@ class Site:
         self.key = key
         self.hosts = tuple(dict.fromkeys(host.name for host in route.hosts))
         self.limits = limits
-        self.window = Window(limits.connections_per_host, 1 if probed else FIRST_SESSIONS)
+        self.window = Window.of_probe(limits.connections_per_host) if probed else Window(limits.connections_per_host)
         self.pace = Pace(self, sites, bucket) if bucket is not None else None
         self.destinations: set[str] = set()
-        self.held: set[tuple[Lane, str]] = set()
+        self.held: dict[tuple[Lane, str], None] = {}  # the longest held first
         self.last_reply: Reply | None = None
         self._sites = sites
         self._most = sites.portion.of(limits.connections_per_host)
@@ -99,6 +101,11 @@ class Site:
         slow, dead or over its rate leave room for those for others."""
         room = WAITING_FOR_EACH * min(self.window.allowed, self._most)
         return room if self.pace is None else min(room, max(FEWEST_WAITING, 2 * self.pace.burst))
+
+    @property
+    def room_left(self) -> int:
+        """How many of those that are held may come. If nothing waits, all: those let go may have nothing any more."""
+        return self._room_to_wait - len(self._waiting) if self._waiting else len(self.held)
 
     def _tell_of_room(self) -> None:
         if self.held and len(self._waiting) <= self._room_to_wait // 2:
@@ -357,7 +364,7 @@ class Site:
 
     def _die(self, why: Outcome, contact: Contact, route: Route) -> None:
         """Nothing more is to be had here for a while: what waits is held back."""
-        self.window = Window(self.limits.connections_per_host, 1)
+        self.window = Window.of_probe(self.limits.connections_per_host)
         self._sites.dead(self, why, contact, route, self._withdraw_all())
 
     def _withdraw_all(self) -> list[Delivery]:
@@ -397,7 +404,7 @@ class Site:
             if untouched:
                 # Closed by a host that we just greeted, or half-way through: that is an attempt, or we would spin.
                 outcomes = {**dict.fromkeys(untouched, closed_early(session)), **outcomes}
-            self._settle(bundle, outcomes, started_at, spoken[-1])
+            await self._settle_in_turns(bundle, outcomes, started_at, spoken[-1])
             self._learn(bundle, outcomes, spoken[-1])
         if not session.usable:
             session.abort()
@@ -417,7 +424,8 @@ class Site:
         allowed = self.window.allowed
         self.last_reply = next((outcome.reply for outcome in outcomes.values()), None) or self.last_reply
         if self.window.heed(signal):
-            why = next(outcome for outcome in outcomes.values() if outcome.state == "deferred")
+            # What broke, and not what was said of a recipient: everybody is told of it.
+            why = next(outcome for outcome in outcomes.values() if signal_of([outcome]) is Signal.BROKEN)
             self._die(why, contact_of(session, outcomes), bundle.route)
         elif signal in (Signal.TAKEN, Signal.ANSWERED):
             self._sites.lives(self)
@@ -455,6 +463,23 @@ class Site:
             finally:
                 other.abort()
         return untouched
+
+    async def _settle_in_turns(
+        self, bundle: Bundle, outcomes: dict[str, Outcome], started_at: datetime, session: Session
+    ) -> None:
+        """As `_settle`; of thousands of recipients, some at a time."""
+        contact, left = contact_of(session, outcomes), iter(bundle.deliveries)
+        settled = 0
+        try:
+            for delivery in left:
+                self._sites.settlement.settle(delivery, outcomes, started_at=started_at, contact=contact)
+                settled += len(delivery.recipients)
+                if settled >= SETTLED_AT_ONCE:
+                    settled = 0
+                    await asyncio.sleep(0)  # others have their turn
+        finally:
+            for delivery in left:  # we were stopped, and they have their outcomes all the same
+                self._sites.settlement.settle(delivery, outcomes, started_at=started_at, contact=contact)
 
     def _settle(self, bundle: Bundle, outcomes: dict[str, Outcome], started_at: datetime, session: Session) -> None:
         contact = contact_of(session, outcomes)

@@ -6,7 +6,6 @@ from random import Random
 
 from anyio.abc import TaskGroup
 
-from mailstrom_async._clock import Clock
 from mailstrom_async._config import Config
 from mailstrom_async._engine.attempt import Contact
 from mailstrom_async._engine.health import Health
@@ -17,10 +16,9 @@ from mailstrom_async._engine.throttles import SiteKey, Throttle, Throttles
 from mailstrom_async._engine.upstream import Upstream
 from mailstrom_async._engine.waits import Wait, Waits
 from mailstrom_async._envelope import Delivery, Lane
-from mailstrom_async._errors import StorageError
 from mailstrom_async._policy.bucket import Buckets
 from mailstrom_async._policy.hosts import Route
-from mailstrom_async._policy.limits import own_entry, site_limits
+from mailstrom_async._policy.limits import own_entries, site_limits
 from mailstrom_async._policy.verdict import judge_breakdown
 from mailstrom_async._queue.lanes import Lanes, Room
 from mailstrom_async._queue.portion import WHOLE, Portion
@@ -45,7 +43,6 @@ class Sites:
         settlement: Settlement,
         health: Health,
         group: TaskGroup,
-        clock: Clock,
         chance: Random,
         upstream: Upstream,
     ) -> None:
@@ -55,7 +52,7 @@ class Sites:
         self.settlement = settlement
         self._health = health
         self.group = group
-        self.clock = clock
+        self.clock = settlement.clock
         self.wanted = upstream.wanted
         self._upstream = upstream
         self._sites: dict[SiteKey, Site] = {}
@@ -238,7 +235,7 @@ class Sites:
         if surplus:
             lanes: set[Lane] = {delivery.message.lane for delivery in surplus}
             for lane in lanes:
-                site.held.add((lane, destination))
+                site.held[lane, destination] = None
                 self._upstream.hold(lane, destination)
             self.group.start_soon(self._give_back, key, surplus, route)
 
@@ -254,19 +251,21 @@ class Sites:
         """A site has no room: others must not wait for the claims that wait there."""
         try:
             await self._upstream.give_back(surplus)
-        except StorageError as error:
+        except Exception as error:  # noqa: BLE001 - whatever a store raises, delivery goes on
             logger.warning("claims could not be given back, they wait for their turn: %s", error)
+            if self.closed:
+                return  # they are given back with all others
             for delivery in surplus:
                 site = self._site(key, delivery.destination, route, probed=key in self._throttles)
                 site.assign(delivery, route, whatever=True)
 
     def has_room(self, site: Site) -> None:
-        """What was held because a site had no room may come."""
-        for lane, destination in site.held:
+        """What was held because a site had no room may come, as much of it as there is room for."""
+        for lane, destination in list(site.held)[: site.room_left]:
             self._upstream.let_go(lane, destination)
-        site.held.clear()
+            del site.held[lane, destination]
 
     def _key(self, destination: str, route: Route) -> SiteKey:
         overrides = self.config.limits.overrides
-        own = own_entry(overrides, destination) if overrides else None
-        return route.site if own is None else (route.site, own)
+        own = own_entries(overrides, destination) if overrides else ()
+        return (route.site, own) if own else route.site

@@ -71,7 +71,7 @@ def _divided(rate: Rate, part: float) -> tuple[int, timedelta]:
     """
     each = min(rate.per / A_MICROSECOND / rate.messages / part, LONGEST / A_MICROSECOND)
     burst = rate.burst if rate.burst is not None else int(rate.messages * (A_SECOND / rate.per))
-    return max(1, int(burst * part)), math.ceil(each - 1e-6) * A_MICROSECOND
+    return max(1, int(burst * part)), max(1, math.ceil(each - 1e-6)) * A_MICROSECOND
 
 
 class Buckets:

@@ -76,6 +76,11 @@ class Window:
     _failures: int = 0  # in a row
     _cohort: int = 0  # troubles still to come of those that were under way when the window was closed last
 
+    @classmethod
+    def of_probe(cls, most: int) -> "Window":
+        """Of a site that was dead lately: one session, and the first trouble shows that it still is."""
+        return cls(most, 1, _failures=FEWEST_FAILURES - 1)
+
     def __post_init__(self) -> None:
         self.allowed = max(1, min(self.allowed, self.most))
 

@@ -23,15 +23,17 @@ class SiteLimits:
     rate_of: int | None = None
 
 
-def own_entry(overrides: Sequence[LimitsFor], destination: str) -> int | None:
-    """The place of the first entry that speaks of this domain; None: there is none.
+def own_entries(overrides: Sequence[LimitsFor], destination: str) -> tuple[int, ...]:
+    """The places of the entries that speak of this domain.
 
-    The mail of such a domain is a site of its own, or its limits would hold for others that have the same exchangers.
+    The mail of domains of which the same entries speak is a site of its own, or their limits would hold for others that
+    have the same exchangers.
     """
-    for place, entry in enumerate(overrides):
-        if entry.domain is not None and matches(entry.domain, destination):
-            return place
-    return None
+    return tuple(
+        place
+        for place, entry in enumerate(overrides)
+        if entry.domain is not None and matches(entry.domain, destination)
+    )
 
 
 def site_limits(limits: Limits, destination: str, hosts: Iterable[str]) -> SiteLimits:

@@ -168,3 +168,10 @@ def test_full_buckets_of_sites_that_are_gone_are_forgotten():
 
     assert len(buckets) <= TIDY_AT
     assert buckets.of("empty", limits, NOW, {}) is empty
+
+
+def test_a_rate_beyond_all_measure_is_a_rate():
+    """Whoever means no limit by it gets next to none, and no error in the midst of delivery."""
+    bucket = Bucket(Rate(messages=10**15, per=timedelta(seconds=1)), NOW)
+
+    assert bucket.left(NOW) > 0

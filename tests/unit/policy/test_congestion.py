@@ -200,3 +200,19 @@ def test_what_is_held_back_comes_with_the_probe_and_old_mail_a_quarter_of_its_ag
     assert held_back_until(NOW, probe_at, NOW) == probe_at
     assert held_back_until(NOW, probe_at, NOW - timedelta(minutes=1)) == probe_at
     assert held_back_until(NOW, probe_at, NOW - timedelta(hours=4)) == NOW + timedelta(hours=1)
+
+
+def test_a_probe_that_fails_is_enough():
+    """A site that was dead lately gets one session, and its first trouble shows that it still is."""
+    window = Window.of_probe(8)
+
+    assert window.allowed == 1
+    assert window.heed(Signal.BROKEN)
+
+
+def test_a_probe_that_is_answered_begins_anew():
+    """Then one message alone is no proof again."""
+    window = Window.of_probe(8)
+    window.heed(Signal.TAKEN)
+
+    assert not window.heed(Signal.BROKEN)

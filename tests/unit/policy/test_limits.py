@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from mailstrom_async import Limits, LimitsFor, Rate
-from mailstrom_async._policy.limits import SiteLimits, matches, own_entry, site_limits
+from mailstrom_async._policy.limits import SiteLimits, matches, own_entries, site_limits
 
 SLOW = Rate(messages=1, per=timedelta(minutes=1))
 FAST = Rate(messages=100)
@@ -48,8 +48,19 @@ def test_a_domain_that_is_spoken_of_is_a_site_of_its_own():
     """Else its limits would hold for others, too."""
     overrides = [LimitsFor(mx="*.net", rate=SLOW), LimitsFor(domain="example.net", rate=SLOW)]
 
-    assert own_entry(overrides, "example.net") == 1
-    assert own_entry(overrides, "www.example.net") is None
+    assert own_entries(overrides, "example.net") == (1,)
+    assert own_entries(overrides, "www.example.net") == ()
+
+
+def test_domains_of_which_other_entries_speak_are_other_sites():
+    """Else what holds for both would be what holds for whoever came first."""
+    overrides = [
+        LimitsFor(domain="*.example.net", rate=SLOW),
+        LimitsFor(domain="a.example.net", connections_per_host=1),
+    ]
+
+    assert own_entries(overrides, "a.example.net") == (0, 1)
+    assert own_entries(overrides, "b.example.net") == (0,)
 
 
 @pytest.mark.parametrize(
