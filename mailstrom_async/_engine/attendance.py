@@ -16,6 +16,8 @@ TELL_EVERY = timedelta(seconds=5)
 """How soon the others make room for a newcomer, and share what one has left that ended. One that was killed counts
 until its lease would have ended."""
 PATIENCE = timedelta(seconds=1)
+LAST_ANSWER = timedelta(seconds=10)
+"""How long to wait, before we leave, for a store that is still noting that we are here."""
 
 
 class Attendance:
@@ -29,6 +31,7 @@ class Attendance:
         self._owner = owner
         self._lease = lease
         self._on_change = on_change
+        self._attending: asyncio.Task[Portion] | None = None
         self.portion: Portion = WHOLE if self._roster is None else UNKNOWN
 
     async def keep(self) -> None:
@@ -43,12 +46,22 @@ class Attendance:
 
     async def leave(self) -> None:
         """Be counted no longer. Raises StorageError; then the others find out."""
-        if self._roster is not None:
-            await self._roster.leave(self._owner)
+        if self._roster is None:
+            return
+        self.portion = UNKNOWN  # a later life asks anew
+        if self._attending is not None:
+            # Or what it notes would come after what we say now, and count until the lease ends.
+            _, still = await asyncio.wait([self._attending], timeout=LAST_ANSWER.total_seconds())
+            for attending in still:
+                attending.cancel()
+        await self._roster.leave(self._owner)
 
     async def _tell(self, roster: Roster) -> bool:
         try:
-            portion = await roster.attend(self._owner, now=self._clock.now(), lease=self._lease)
+            # A store may note it although whoever waits for it is gone; so it has its end, which `leave` waits for.
+            attending = roster.attend(self._owner, now=self._clock.now(), lease=self._lease)
+            self._attending = asyncio.ensure_future(attending)
+            portion = await asyncio.shield(self._attending)
         except StorageError as error:
             logger.warning("who else delivers could not be asked, the portion of the limits stays: %s", error)
             return False

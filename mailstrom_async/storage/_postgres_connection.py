@@ -178,10 +178,13 @@ class Connections:
                     await self._free[-1].close(timeout=self.address.patience)
                 self._free.pop().terminate()
         finally:
-            # If we were cancelled, what still runs breaks its connection off when it ends.
-            self._closed = True
-            while self._free:
-                self._free.pop().terminate()
+            self.break_off()
+
+    def break_off(self) -> None:
+        """Close without a word, for who can't wait: what still runs breaks its connection off when it ends."""
+        self._closing = self._closed = True
+        while self._free:
+            self._free.pop().terminate()
 
     async def _uncut(self, work: Coroutine[Any, Any, T]) -> T:
         task = asyncio.create_task(work)

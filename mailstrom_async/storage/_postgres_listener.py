@@ -76,11 +76,13 @@ class Listener:
             self._life = asyncio.create_task(self._live(), name="mailstrom_async listener")
 
     async def aclose(self) -> None:
-        if self._life is not None:
-            self._life.cancel()
-            await asyncio.wait([self._life])
-            self._life = None
-        self._calls.stop()
+        try:
+            if self._life is not None:
+                self._life.cancel()
+                await asyncio.wait([self._life])
+                self._life = None
+        finally:
+            self._calls.stop()
 
     async def _live(self) -> None:
         failures = 0

@@ -207,7 +207,10 @@ class _Opened:
         self.accepting = Accepting(self.connections, on_stored=self.crier.tell)
 
     async def aclose(self) -> None:
-        await self.listener.aclose()
-        await self.accepting.finish()
-        await self.crier.finish()
-        await self.connections.aclose()
+        try:
+            await self.listener.aclose()
+            await self.accepting.finish()
+            await self.crier.finish()
+            await self.connections.aclose()
+        finally:
+            self.connections.break_off()

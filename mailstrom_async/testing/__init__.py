@@ -35,7 +35,7 @@ a clock that makes its five minutes pass at once:
 - `DNSServer`: a nameserver, with all that can be wrong with one.
 - `CertificateAuthority`: certificates for servers, good and bad ones (needs the extra `testing`).
 - `ManualClock`: `Mailstrom(..., clock=ManualClock())` retries, and gives up, when the test moves it.
-- `StorageContract`: the suite that proves a `Storage` of your own.
+- `StorageContract`: the suite that proves a `Storage` of your own; `RosterContract` for one that is a `Roster`, too.
 
 **Scripts**
 
@@ -103,7 +103,7 @@ from mailstrom_async.testing.clock import ManualClock
 from mailstrom_async.testing.dns_server import DNSServer, Question
 from mailstrom_async.testing.internet import FakeInternet
 from mailstrom_async.testing.smtp_server import SMTPServer
-from mailstrom_async.testing.storage_contract import StorageContract
+from mailstrom_async.testing.storage_contract import RosterContract, StorageContract
 
 __all__ = [
     "Action",
@@ -133,6 +133,7 @@ __all__ = [
     "Records",
     "Reply",
     "Reset",
+    "RosterContract",
     "SMTPServer",
     "Script",
     "Scripted",

@@ -3,14 +3,15 @@
 from mailstrom_async.testing._contract.accepting import Accepting
 from mailstrom_async.testing._contract.asking import Asking
 from mailstrom_async.testing._contract.claiming import Claiming
-from mailstrom_async.testing._contract.counting import Counting
+from mailstrom_async.testing._contract.counting import CountedOrNot, Counting
 from mailstrom_async.testing._contract.recording import Recording
 from mailstrom_async.testing._contract.reopening import Reopening
 from mailstrom_async.testing._contract.setback import Setback
 
 
-class StorageContract(Accepting, Claiming, Recording, Asking, Reopening, Counting, Setback):
-    """Proves a `Storage` of your own. Inherit from it in a test module, and say how your store is made:
+class StorageContract(Accepting, Claiming, Recording, Asking, Reopening, CountedOrNot, Setback):
+    """Proves a `Storage` of your own (`RosterContract` proves one that is a `Roster`, too). Inherit from it in a test
+    module, and say how your store is made:
 
         from mailstrom_async.testing import StorageContract
 
@@ -36,3 +37,7 @@ class StorageContract(Accepting, Claiming, Recording, Asking, Reopening, Countin
         several_processes: Set it to True if other processes may have the store open at the same time: then `open` must
             leave the claims of others alone until their leases end. `upcoming` must name them from then on.
     """
+
+
+class RosterContract(StorageContract, Counting):
+    """Proves a `Storage` of your own that is a `Roster`: one from which several mailers deliver at the same time."""

@@ -1,20 +1,25 @@
 #!/usr/bin/env bash
-# Gets Postfix and Exim for the tests beside this file. For root on Debian and its like, with apt; elsewhere it does nothing,
-# and the tests are skipped. May be run again.
+# Gets Postfix and Exim for the tests beside this file, and strace for one of SQLite. For root on Debian and its like, with
+# apt; elsewhere it does nothing, and the tests are skipped. May be run again.
 #
-# The two packages exclude each other. So Postfix is installed, unless another mail server is (which is then left alone), and
+# The two mail servers exclude each other. So Postfix is installed, unless another mail server is (which is then left alone), and
 # Exim is only unpacked into a folder, with the libraries that it lacks. No mail service is set up or started by this.
 set -euo pipefail
 
 exim=${MAILSTROM_INTEROP_EXIM:-/var/tmp/mailstrom-interop/exim}
 
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null || ! command -v dpkg-deb >/dev/null; then
-  echo "not root, or not a system with apt: nothing was installed, the interoperation tests will be skipped"
+  echo "not root, or not a system with apt: nothing was installed, the tests that need it will be skipped"
   exit 0
 fi
 export DEBIAN_FRONTEND=noninteractive
 updated=
 update() { [ -n "$updated" ] || { apt-get update -qq && updated=yes; }; }
+
+if ! command -v strace >/dev/null; then
+  update
+  apt-get install -qq -y --no-install-recommends strace </dev/null
+fi
 
 if [ ! -x /usr/sbin/postfix ]; then
   if dpkg-query -W -f '${db:Status-Abbrev} ${Provides}\n' | grep -q '^ii .*mail-transport-agent'; then

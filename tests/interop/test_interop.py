@@ -84,11 +84,11 @@ class Place:
 
 
 @pytest.fixture(params=["Postfix", "Exim"])
-async def place(request, sink: SMTPServer, certificate: Certificate) -> AsyncIterator[Place]:
+async def place(request, missing, sink: SMTPServer, certificate: Certificate) -> AsyncIterator[Place]:
     """One of the servers, running."""
-    missing = postfix_missing() if request.param == "Postfix" else exim_missing()
-    if missing is not None:
-        pytest.skip(missing)
+    why = postfix_missing() if request.param == "Postfix" else exim_missing()
+    if why is not None:
+        missing(why)
     async with greylisting() as (policy, known):
         opened = (
             postfix(sink.port, policy, certificate)

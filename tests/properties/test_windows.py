@@ -20,6 +20,7 @@ from mailstrom_async.smtp.transcript import Transcript
 from mailstrom_async.smtp.wire import Wire
 
 from .line import Line
+from .replies import Decided, outcome
 
 PATIENCE = 10
 RECIPIENTS = ("a@example.net", "b@example.net")
@@ -36,21 +37,9 @@ class Replies(NamedTuple):
     content: int
 
     @property
-    def outcome(self) -> tuple[dict[str, tuple[Phase, int]], set[str]]:
+    def outcome(self) -> tuple[dict[str, Decided], set[str]]:
         """What has to be decided for whom, and who is postponed."""
-        if self.mail >= 400:
-            return dict.fromkeys(RECIPIENTS, (Phase.MAIL, self.mail)), set()
-        decided: dict[str, tuple[Phase, int]] = {}
-        accepted: list[str] = []
-        postponed: set[str] = set()
-        for recipient, code in zip(RECIPIENTS, self.rcpt, strict=True):
-            if code < 400:
-                accepted.append(recipient)
-            elif code == 452 and accepted:
-                postponed.add(recipient)
-            else:
-                decided[recipient] = (Phase.RCPT, code)
-        return {**decided, **dict.fromkeys(accepted, (Phase.END_OF_DATA, self.content))}, postponed
+        return outcome(RECIPIENTS, self.mail, self.rcpt, (Phase.END_OF_DATA, self.content))
 
 
 replies = st.builds(

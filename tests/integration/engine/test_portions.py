@@ -145,9 +145,28 @@ async def test_until_it_is_known_who_else_delivers_there_is_one_connection(build
 
         assert server.max_concurrent_sessions == 2
         await changed(shared, clock, None)
-        await arrived(mailer, await several(mailer, 20))
+        await changed(shared, clock, None)  # asked again, it has dealt with the error
+        gate = Gate()
+        server.script["end of data"] = gate
+        ids = await several(mailer, 10)
+        await gate.reached(2)
+        gate.open()
+        await arrived(mailer, ids)
 
         assert server.max_concurrent_sessions == 2
+
+
+async def test_a_later_life_does_not_know_what_an_earlier_one_heard(build, server, clock, shared):
+    """After pause() and start() it is asked anew, and until there is an answer there is one connection."""
+    async with build(shared, limits=Limits(connections_per_host=4)) as mailer:
+        await asyncio.wait_for(shared.asked.wait(), 10)
+        await changed(shared, clock, HALF)  # what it was told first, it knows by now
+        await mailer.pause()
+        shared.portion = None
+        await mailer.start()
+        await arrived(mailer, await several(mailer, 20))
+
+        assert server.max_concurrent_sessions == 1
 
 
 async def test_who_does_not_deliver_is_not_counted(build, shared):
@@ -159,6 +178,9 @@ async def test_who_does_not_deliver_is_not_counted(build, shared):
         assert len(shared.present) == 1
         await mailer.pause()
         assert shared.present == set()
+        shared.asked.clear()
         await mailer.start()
+        await asyncio.wait_for(shared.asked.wait(), 10)
+        assert len(shared.present) == 1
 
     assert shared.present == set()

@@ -5,6 +5,7 @@ import gc
 import json
 import subprocess
 import sys
+import threading
 import tracemalloc
 from email.message import EmailMessage
 from pathlib import Path
@@ -22,7 +23,7 @@ from mailstrom_async import (
     RelayDelivery,
     SQLiteStorage,
 )
-from mailstrom_async._engine.composer import CROWD, LARGE, TURN
+from mailstrom_async._engine.composer import CROWD, LARGE, TURN, Tokens
 from mailstrom_async._envelope import QueuedMessage
 from mailstrom_async._message.dkim_keys import new_key
 from mailstrom_async.testing import SMTPServer
@@ -91,12 +92,21 @@ async def test_others_have_their_turn_while_many_mails_are_composed(mailer):
     assert await turns_of_others(mailer.send_emails(emails)) >= 3
 
 
-async def test_many_large_mails_at_once_have_message_ids_of_their_own(mailer):
-    """They are composed in threads, which must not draw from the same random text at the same time."""
+async def test_many_large_mails_at_once_have_message_ids_of_their_own(mailer, monkeypatch):
+    """They are composed in threads, which must not draw from the same random text at the same time: the loop draws."""
+    threads: list[int] = []
+    draw = Tokens.next
+
+    def noting(tokens: Tokens) -> str:
+        threads.append(threading.get_ident())
+        return draw(tokens)
+
+    monkeypatch.setattr(Tokens, "next", noting)
     emails = [Email(from_="a@example.org", to="b@example.net", text="x\n" * LARGE) for _ in range(20)]
     message_ids = await asyncio.gather(*(mailer.send_email(email) for email in emails))
 
     assert len(set(message_ids)) == len(emails)
+    assert threads == [threading.get_ident()] * len(emails)
 
 
 async def test_a_large_mail_takes_at_most_four_times_its_size():

@@ -5,10 +5,10 @@ from _server import on_one_server
 
 from mailstrom_async.storage import Storage
 from mailstrom_async.storage.postgres import PostgresStorage
-from mailstrom_async.testing import StorageContract
+from mailstrom_async.testing import RosterContract
 
 
-class TestPostgresStorage(StorageContract):
+class TestPostgresStorage(RosterContract):
     """A new object over the same schema is a restart."""
 
     several_processes = True

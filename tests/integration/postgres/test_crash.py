@@ -1,17 +1,11 @@
 """The crash test of tests/bench/crash.py on PostgreSQL, in a short form: some kills in place of a hundred."""
 
-import asyncio
-import os
 import secrets
-import sys
-from collections.abc import AsyncIterator
-from pathlib import Path
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import asyncpg
 import pytest
 from _server import on_one_server
-
-ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -30,21 +24,8 @@ async def database(dsn: str) -> AsyncIterator[str]:
 @on_one_server
 @pytest.mark.rule("C14", expected="nothing lost, no copy without an unknown outcome, no state backwards")
 @pytest.mark.timeout(120)
-async def test_nothing_is_lost_when_processes_are_killed(database: str) -> None:
+async def test_nothing_is_lost_when_processes_are_killed(
+    database: str, survive: Callable[..., Awaitable[None]]
+) -> None:
     """Row C14, I1, I3, I4, I6, I10, I11: one, two and all three processes get SIGKILL while mail comes and goes."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, str(ROOT / "tests/bench/crash.py")),
-        *("--kills", "6", "--processes", "3", "--dsn", database),
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    try:
-        output, _ = await asyncio.wait_for(process.communicate(), 110)
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-
-    assert process.returncode == 0, output.decode()
-    assert b"violations                                                       0\n" in output
+    await survive("--kills", "6", "--processes", "3", "--dsn", database)

@@ -13,6 +13,7 @@ from _server import Server
 from mailstrom_async import AlreadyQueued, Mailstrom, StorageError
 from mailstrom_async.storage.postgres import PostgresStorage
 from mailstrom_async.testing import Gate, SMTPServer
+from mailstrom_async.testing._contract.ground import email as acceptance
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 BLOCKED = """
@@ -166,7 +167,8 @@ async def test_a_reader_that_gives_up_breaks_nothing(dsn: str, schema: str) -> N
         await storage.aclose()
 
 
-async def test_closing_that_is_given_up_leaves_no_connection(dsn: str, schema: str) -> None:
+@pytest.mark.parametrize("what", ["cancel", "enqueue"])
+async def test_closing_that_is_given_up_leaves_no_connection(dsn: str, schema: str, what: str) -> None:
     """Row C20 for `aclose`: what it waited for breaks off when it ends, and the call that waits for it is answered."""
     storage = PostgresStorage(dsn, schema=schema)
     own = "SELECT FROM pg_stat_activity WHERE application_name = 'mailstrom_async'"
@@ -175,7 +177,12 @@ async def test_closing_that_is_given_up_leaves_no_connection(dsn: str, schema: s
     try:
         async with other.transaction():
             await other.execute(f"LOCK TABLE {schema}.messages IN EXCLUSIVE MODE")
-            cancelling = asyncio.create_task(storage.cancel("1@example.org", NOW))
+            call = (
+                storage.cancel("1@example.org", NOW)
+                if what == "cancel"
+                else storage.enqueue([acceptance("1@example.org")])
+            )
+            calling = asyncio.create_task(call)
             while not await watching.fetch(BLOCKED, schema):
                 await watching.execute("SELECT pg_sleep(0.01)")
             closing = asyncio.create_task(storage.aclose())
@@ -183,7 +190,7 @@ async def test_closing_that_is_given_up_leaves_no_connection(dsn: str, schema: s
             closing.cancel()
             await asyncio.wait([closing])
 
-        assert await cancelling is None
+        assert bool(await calling) == (what == "enqueue")
         async with eventually():
             while await watching.fetch(own):
                 await watching.execute("SELECT pg_sleep(0.01)")

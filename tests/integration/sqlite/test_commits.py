@@ -146,10 +146,13 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
 @pytest.mark.rule("C25", "strace: fdatasync between call and return")
-async def test_what_was_accepted_was_synced_before(path: Path, program: Program, tmp_path: Path):
+async def test_what_was_accepted_was_synced_before(
+    path: Path, program: Program, tmp_path: Path, missing: Callable[[str], None]
+):
     """Row C25: between the call of `enqueue` and its return the log is written and then synced."""
+    if shutil.which("strace") is None:
+        missing("strace is not installed: tests/interop/install.sh")
     trace = tmp_path / "trace"
     tracer = ("strace", "-f", "-y", "-o", str(trace), "-e", "trace=write,pwrite64,fsync,fdatasync")
     program(TRACED, path, before=tracer).communicate(timeout=60)

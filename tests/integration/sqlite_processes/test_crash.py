@@ -1,8 +1,6 @@
 """The crash test of tests/bench/crash.py in a short form: some kills in place of a hundred."""
 
-import asyncio
 import importlib.util
-import os
 import sys
 from pathlib import Path
 
@@ -10,29 +8,14 @@ import pytest
 
 import mailstrom_async
 
-PROJECT = Path(mailstrom_async.__file__).parents[1]
-SCRIPT = PROJECT / "tests/bench/crash.py"
+SCRIPT = Path(mailstrom_async.__file__).parents[1] / "tests/bench/crash.py"
 
 
 @pytest.mark.rule("C1", expected="nothing lost, no copy without an unknown outcome, no state backwards")
 @pytest.mark.timeout(120)
-async def test_nothing_is_lost_when_processes_are_killed():
+async def test_nothing_is_lost_when_processes_are_killed(survive):
     """Row C1, I1, I3, I4, I6, I10, I11: one, two and all four processes get SIGKILL while mail comes and goes."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, str(SCRIPT), "--kills", "7"),
-        env={**os.environ, "PYTHONPATH": str(PROJECT)},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    try:
-        output, _ = await asyncio.wait_for(process.communicate(), 110)
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-
-    assert process.returncode == 0, output.decode()
-    assert b"violations                                                       0\n" in output
+    await survive("--kills", "7")
 
 
 class TestTheArithmetic:

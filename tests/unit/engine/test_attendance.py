@@ -1,0 +1,62 @@
+"""Being counted among those who deliver from one store, and being counted no longer."""
+
+import asyncio
+from datetime import datetime, timedelta
+
+from mailstrom_async import MemoryStorage
+from mailstrom_async._engine.attendance import Attendance
+from mailstrom_async._queue.portion import UNKNOWN
+from mailstrom_async.storage import Portion
+from mailstrom_async.testing import ManualClock
+
+LEASE = timedelta(seconds=60)
+
+
+class Unhurried(MemoryStorage):
+    """Notes who delivers when the test lets it, even if whoever asked has given up, as PostgresStorage does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.present: set[str] = set()
+        self.asked, self.may_note, self.noted = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self.noting: asyncio.Task[Portion] | None = None
+
+    async def attend(self, owner: str, *, now: datetime, lease: timedelta) -> Portion:
+        self.noting = asyncio.create_task(self._note(owner))
+        self.asked.set()
+        return await asyncio.shield(self.noting)
+
+    async def leave(self, owner: str) -> None:
+        self.present.discard(owner)
+
+    async def _note(self, owner: str) -> Portion:
+        await self.may_note.wait()
+        self.present.add(owner)
+        self.noted.set()
+        return Portion(0, 2)
+
+
+async def test_what_is_noted_late_does_not_count_after_we_left():
+    """A stop cuts the question off, and the store notes it all the same: leaving comes after that."""
+    storage = Unhurried()
+    attendance = Attendance(storage, ManualClock(), owner="one", lease=LEASE, on_change=lambda: None)
+    keeping = asyncio.create_task(attendance.keep())
+    await asyncio.wait_for(storage.asked.wait(), 10)
+    keeping.cancel()
+    await asyncio.wait([keeping], timeout=10)
+    leaving = asyncio.create_task(attendance.leave())
+    await asyncio.sleep(0)  # it has begun
+    storage.may_note.set()
+    await asyncio.wait_for(storage.noted.wait(), 10)
+    await asyncio.wait_for(leaving, 10)
+
+    assert storage.present == set()
+    assert attendance.portion == UNKNOWN
+
+
+async def test_who_never_came_may_leave():
+    """Stopped before the store was asked."""
+    storage = Unhurried()
+    await Attendance(storage, ManualClock(), owner="one", lease=LEASE, on_change=lambda: None).leave()
+
+    assert storage.present == set()
