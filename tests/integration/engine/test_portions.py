@@ -156,19 +156,6 @@ async def test_until_it_is_known_who_else_delivers_there_is_one_connection(build
         assert server.max_concurrent_sessions == 2
 
 
-async def test_a_later_life_does_not_know_what_an_earlier_one_heard(build, server, clock, shared):
-    """After pause() and start() it is asked anew, and until there is an answer there is one connection."""
-    async with build(shared, limits=Limits(connections_per_host=4)) as mailer:
-        await asyncio.wait_for(shared.asked.wait(), 10)
-        await changed(shared, clock, HALF)  # what it was told first, it knows by now
-        await mailer.pause()
-        shared.portion = None
-        await mailer.start()
-        await arrived(mailer, await several(mailer, 20))
-
-        assert server.max_concurrent_sessions == 1
-
-
 async def test_who_does_not_deliver_is_not_counted(build, shared):
     """A mailer that only queues, one that pauses, and one that is closed."""
     async with build(shared, deliver=False) as mailer:

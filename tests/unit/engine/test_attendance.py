@@ -1,6 +1,7 @@
 """Being counted among those who deliver from one store, and being counted no longer."""
 
 import asyncio
+from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from mailstrom_async import MemoryStorage
@@ -36,10 +37,14 @@ class Unhurried(MemoryStorage):
         return Portion(0, 2)
 
 
+def attendance_in(storage: Unhurried, changed: Callable[[], None] = lambda: None) -> Attendance:
+    return Attendance(storage, ManualClock(), owner="one", lease=LEASE, on_change=changed)
+
+
 async def test_what_is_noted_late_does_not_count_after_we_left():
     """A stop cuts the question off, and the store notes it all the same: leaving comes after that."""
     storage = Unhurried()
-    attendance = Attendance(storage, ManualClock(), owner="one", lease=LEASE, on_change=lambda: None)
+    attendance = attendance_in(storage)
     keeping = asyncio.create_task(attendance.keep())
     await asyncio.wait_for(storage.asked.wait(), 10)
     keeping.cancel()
@@ -51,12 +56,26 @@ async def test_what_is_noted_late_does_not_count_after_we_left():
     await asyncio.wait_for(leaving, 10)
 
     assert storage.present == set()
-    assert attendance.portion == UNKNOWN
+
+
+async def test_who_comes_back_does_not_know_what_it_was_told_before():
+    """Others may have come since."""
+    storage, changed = Unhurried(), asyncio.Event()
+    storage.may_note.set()
+    attendance = attendance_in(storage, changed.set)
+    keeping = asyncio.create_task(attendance.keep())
+    await asyncio.wait_for(changed.wait(), 10)
+    keeping.cancel()
+    await asyncio.wait([keeping], timeout=10)
+    told = attendance.portion
+    await attendance.leave()
+
+    assert (told, attendance.portion) == (Portion(0, 2), UNKNOWN)
 
 
 async def test_who_never_came_may_leave():
     """Stopped before the store was asked."""
     storage = Unhurried()
-    await Attendance(storage, ManualClock(), owner="one", lease=LEASE, on_change=lambda: None).leave()
+    await attendance_in(storage).leave()
 
     assert storage.present == set()
