@@ -28,8 +28,9 @@ class PostgresStorage:
     ends; what a mailer that died had claimed is taken over then. So the clocks of the machines must agree, to within a
     third of `Config.lease`.
 
-    Those that deliver share `Limits.connections` and `connections_per_host`: each counts itself among them every few
-    seconds, and one that was killed counts until its lease would have ended.
+    Those that deliver share `Limits.connections` and `connections_per_host`, but each has at least one connection. Each
+    counts itself among them every few seconds, so together they keep to the limits from some seconds after one has
+    started; and one that was killed counts until its lease would have ended.
 
     What others accept is heard of by LISTEN/NOTIFY, on a connection of its own; where that fails, within seconds.
     Connections that break are made again. Meanwhile operations wait up to `timeout`, then raise StorageError.

@@ -220,6 +220,13 @@ GROUPS = [
         [
             Row("memory for 1,000,000 queued", Figure("million", "memory_mib"), must=50, aim=20, unit="MiB"),
             Row("first delivery after a start with 1,000,000 queued", Figure("million", "first_s"), must=2, unit="s"),
+            Row(
+                "accepting with 1,000,000 queued, beside the beginning: how much slower",
+                Figure("million", "slower"),
+                must=1.5,
+                unit="x",
+            ),
+            Row("claiming 100 of 1,000,000", Figure("million", "claim_ms"), must=10, unit="ms"),
         ],
     ),
     Group(
