@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from mailstrom_async._envelope import LANES
 from mailstrom_async.storage import SQLiteStorage, _sqlite_file, _sqlite_upcoming
 from mailstrom_async.storage.base import Due
 from mailstrom_async.testing._contract.ground import (
@@ -133,7 +134,7 @@ async def test_few_in_the_way_are_left_where_they_are(store: SQLiteStorage, quer
 async def test_there_are_never_too_many_lines(
     store: SQLiteStorage, backlog: list[Due], query: Query, monkeypatch: pytest.MonkeyPatch
 ):
-    """Each is a statement; beyond the limit all else is passed over, and the answers are the same."""
+    """Each costs a bit at every look; beyond the limit all else is passed over, and the answers are the same."""
     monkeypatch.setattr(_sqlite_upcoming, "LINES_AT_MOST", 1)
     await clear(store, SLOW)
     for number in range(100):
@@ -142,6 +143,49 @@ async def test_there_are_never_too_many_lines(
 
     assert list(lined_up(query)) == [SLOW]
     assert destinations_of(found) == OTHERS[:3]
+
+
+@pytest.fixture
+async def some_of_each(store: SQLiteStorage) -> list[Due]:
+    """Deliveries for several destinations in all lanes, many of them due at the same instant, in order."""
+    dues: list[Due] = []
+    for number in range(120):
+        to, lane, time = f"a@{OTHERS[number % 5]}", LANES[number % 3], NOW + number % 4 * MINUTE
+        dues += await store.enqueue([email(f"{number}", [to], due_at=time, lane=lane)])
+    return sorted(dues)
+
+
+@pytest.mark.parametrize("moved", ["1", "id % 2", "id % 5 < 3", "lane = 2"])
+async def test_many_lines_are_merged_in_the_order_of_their_times(
+    store: SQLiteStorage, some_of_each: list[Due], query: Query, moved: str
+):
+    """Row E2: whatever is in a line, the answers are the same, also for what is due at the same instant."""
+    query(f"UPDATE deliveries SET lined_up = {moved}")
+    left = [due for due in some_of_each if due.destination not in OTHERS[1:3]]
+
+    assert await store.upcoming(1000) == some_of_each
+    assert await store.upcoming(50) == some_of_each[:50]
+    assert await store.upcoming(0) == []
+    assert await store.upcoming(50, excluding=OTHERS[1:3]) == left[:50]
+    assert await store.upcoming(10, excluding=OTHERS) == []
+    for lane in LANES:
+        of_lane = [due for due in left if due.lane == lane]
+        assert await store.upcoming(7, excluding=OTHERS[1:3], lane=lane) == of_lane[:7]
+
+
+async def test_a_look_takes_the_same_few_statements_however_many_lines_there_are(
+    store: SQLiteStorage, some_of_each: list[Due], query: Query, path: Path
+):
+    """Each hands the interpreter's lock over to the event loop's thread and back."""
+    taken: list[str] = []
+    with closing(_sqlite_file.open_for_reading(path)) as connection:
+        connection.set_trace_callback(taken.append)
+        _sqlite_upcoming.upcoming(connection, 10)
+        without = len(taken)
+        query("UPDATE deliveries SET lined_up = 1")
+        _sqlite_upcoming.upcoming(connection, 10)
+
+    assert len(taken) == 2 * without
 
 
 async def test_who_asks_gets_an_answer_even_if_nothing_can_be_moved(
