@@ -106,8 +106,8 @@ class Operations:
         self,
         connection: sqlite3.Connection,
         *,
-        after_batch: Callable[[sqlite3.Connection], None] | None = None,
-        when_idle: Callable[[sqlite3.Connection], None] | None = None,
+        after_batch: Callable[[], None] | None = None,
+        when_idle: Callable[[], None] | None = None,
     ) -> None:
         """Run what comes, until stopped. This is the life of their thread."""
         while True:
@@ -115,11 +115,11 @@ class Operations:
             if batch := self._take():
                 self._report(batch, self._outcomes(connection, batch))
                 self._running = ()
-                self._tend(connection, after_batch)
+                self._tend(after_batch)
             elif self._stopping:
                 return
             elif not self._wake.wait(IDLE_SECONDS):
-                self._tend(connection, when_idle)
+                self._tend(when_idle)
                 self._wake.wait()
 
     def end(self, why: str) -> None:
@@ -206,11 +206,11 @@ class Operations:
     def _translated(self, error: Exception) -> Exception:
         return storage_error(self._path, error) if isinstance(error, sqlite3.Error) else error
 
-    def _tend(self, connection: sqlite3.Connection, care: Callable[[sqlite3.Connection], None] | None) -> None:
+    def _tend(self, care: Callable[[], None] | None) -> None:
         if care is None:
             return
         try:
-            care(connection)
+            care()
         except Exception as error:  # noqa: BLE001 - what was committed stays so; it is tried again next time
             logger.warning("%s: its log could not be moved into the file: %s", self._path, error)
 

@@ -135,7 +135,7 @@ class Owner:
     def _open(self, stack: ExitStack) -> tuple[sqlite3.Connection, Guard]:
         stack.enter_context(locked(self._path))
         writer = stack.enter_context(closing(open_file(self._path)))
-        guard = stack.enter_context(Guard(self._path))
+        guard = stack.enter_context(Guard(self._path, writer))
         bring_up_to_date(writer)
         writer.execute("BEGIN IMMEDIATE")
         queue.take_up(writer, self._now)
@@ -189,9 +189,9 @@ class Owner:
         with suppress(RuntimeError):  # the loop is closed, and nobody waits
             self._loop.call_soon_threadsafe(settle)
 
-    def _checkpoint_if_long(self, guard: Guard, writer: sqlite3.Connection) -> None:
+    def _checkpoint_if_long(self, guard: Guard) -> None:
         if wal_of(self._path).stat().st_size > WAL_LIMIT:
-            guard.checkpoint(writer)
+            guard.checkpoint()
 
     # The door's thread.
 

@@ -304,8 +304,8 @@ async def test_the_log_is_moved_into_the_file_when_nothing_is_to_do(path: Path, 
     loop = asyncio.get_running_loop()
     original = Guard.checkpoint
 
-    def checkpoint(guard: Guard, connection: sqlite3.Connection) -> None:
-        original(guard, connection)
+    def checkpoint(guard: Guard) -> None:
+        original(guard)
         loop.call_soon_threadsafe(checkpoints.put_nowait, path.stat().st_size)
 
     monkeypatch.setattr(Guard, "checkpoint", checkpoint)

@@ -6,13 +6,14 @@ It takes a checkpoint, and somebody who begins the log anew meanwhile. Here it i
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
 
-from mailstrom_async.storage import SQLiteStorage
+from mailstrom_async.storage import SQLiteStorage, _sqlite_guard
 from mailstrom_async.storage._sqlite_file import open_file, wal_of
 from mailstrom_async.storage._sqlite_guard import Guard
 from mailstrom_async.testing._contract.ground import NOW, email
@@ -61,7 +62,7 @@ def world(path: Path) -> Iterator[World]:
     """Something was written since the log was begun."""
     with ExitStack() as stack:
         writer = stack.enter_context(closing(open_file(path)))
-        guard = stack.enter_context(Guard(path))
+        guard = stack.enter_context(Guard(path, writer))
         other = stack.enter_context(closing(sqlite3.connect(path, isolation_level=None, timeout=0)))
         world = World(path, writer, guard, other)
         world.write()
@@ -84,7 +85,7 @@ def test_our_own_checkpoint_moves_all_and_lets_the_log_begin_anew(world: World):
     """And again and again: after each of them nobody else can."""
     for _ in range(3):
         log = world.log()
-        world.guard.checkpoint(world.writer)
+        world.guard.checkpoint()
         assert world.all_is_moved()
         world.write()
 
@@ -97,7 +98,7 @@ def test_a_log_that_others_can_move_does_not_begin_anew(world: World):
     world.other.execute("BEGIN")
     world.other.execute("SELECT * FROM counters").fetchall()
     world.write()
-    world.guard.checkpoint(world.writer)
+    world.guard.checkpoint()
     world.other.execute("COMMIT")
     log = world.log()
     assert world.all_is_moved()  # by the one who asks
@@ -105,7 +106,7 @@ def test_a_log_that_others_can_move_does_not_begin_anew(world: World):
     world.write()
 
     assert world.log() == log
-    world.guard.checkpoint(world.writer)
+    world.guard.checkpoint()
     world.write()
     assert world.log() != log
 
@@ -113,7 +114,7 @@ def test_a_log_that_others_can_move_does_not_begin_anew(world: World):
 def test_a_checkpoint_does_not_wait_for_somebody_who_writes(world: World):
     """Who wants to send would wait as well. And it is not made beside him: he could begin the log anew."""
     world.other.execute("BEGIN IMMEDIATE")
-    world.guard.checkpoint(world.writer)
+    world.guard.checkpoint()
     world.other.execute("ROLLBACK")
 
     assert world.checkpoint_of_somebody_else()[1] == 0
@@ -121,27 +122,83 @@ def test_a_checkpoint_does_not_wait_for_somebody_who_writes(world: World):
     assert not world.writer.in_transaction
 
 
-def test_the_guard_does_not_let_go_while_somebody_is_in_the_midst_of_a_checkpoint(world: World):
-    """He may have begun it before the log was begun anew, and would go on with the old log's length."""
+@contextmanager
+def somebody_in_the_midst_of_a_checkpoint(path: Path) -> Iterator[None]:
+    """Another process, until the block ends."""
     process = subprocess.Popen(
-        [sys.executable, "-c", CHECKPOINTER, f"{world.path}-shm"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
+        [sys.executable, "-c", CHECKPOINTER, f"{path}-shm"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    let_go: list[str] = []
-    world.guard._connection.set_trace_callback(let_go.append)
     try:
         assert process.stdout is not None
         assert process.stdout.readline()
-        world.guard.checkpoint(world.writer)
+        yield
     finally:
         process.communicate("")
+
+
+def test_the_guard_does_not_let_go_while_somebody_is_in_the_midst_of_a_checkpoint(world: World):
+    """He may have begun it before the log was begun anew, and would go on with the old log's length."""
+    let_go: list[str] = []
+    world.guard._connection.set_trace_callback(let_go.append)
+    with somebody_in_the_midst_of_a_checkpoint(world.path):
+        world.guard.checkpoint()
     assert let_go == []
-    world.guard.checkpoint(world.writer)
+    assert not world.writer.in_transaction
+    world.guard.checkpoint()
 
     assert let_go[0] == "COMMIT"
     assert world.all_is_moved()
+
+
+def test_the_guard_does_not_let_go_if_somebody_began_a_checkpoint_just_before_nobody_could_write(
+    world: World, monkeypatch: pytest.MonkeyPatch
+):
+    """Between the two somebody else could have begun the log anew."""
+    let_go: list[str] = []
+    world.guard._connection.set_trace_callback(let_go.append)
+    lock = Guard._lock
+    with ExitStack() as stack:
+
+        def lock_at_last(guard: Guard) -> bool:
+            stack.enter_context(somebody_in_the_midst_of_a_checkpoint(world.path))
+            return lock(guard)
+
+        monkeypatch.setattr(Guard, "_lock", lock_at_last)
+        world.guard.checkpoint()
+
+        assert let_go == []
+
+
+def test_a_guard_that_ends_waits_for_somebody_in_the_midst_of_a_checkpoint(
+    world: World, monkeypatch: pytest.MonkeyPatch
+):
+    """And nobody begins the log anew meanwhile."""
+    seen: list[bool] = []
+    with ExitStack() as stack:
+        stack.enter_context(somebody_in_the_midst_of_a_checkpoint(world.path))
+
+        def pause(_: float) -> None:
+            seen.append(world.guard._connection.in_transaction)
+            with pytest.raises(sqlite3.OperationalError, match="locked"):
+                world.other.execute("BEGIN IMMEDIATE")
+            stack.close()
+
+        monkeypatch.setattr(time, "sleep", pause)
+        world.guard.__exit__(None, None, None)
+
+    assert seen == [True]
+    assert not world.writer.in_transaction
+
+
+def test_a_guard_that_ends_does_not_wait_for_ever(world: World, monkeypatch: pytest.MonkeyPatch):
+    """Somebody is stopped in the midst of a checkpoint; and a third one writes."""
+    monkeypatch.setattr(_sqlite_guard, "PATIENCE", 0.02)
+    world.other.execute("BEGIN IMMEDIATE")
+    with somebody_in_the_midst_of_a_checkpoint(world.path):
+        world.guard.__exit__(None, None, None)
+
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        world.guard._connection.execute("SELECT 1")
 
 
 async def test_an_open_store_has_a_guard(path: Path, monkeypatch: pytest.MonkeyPatch):
