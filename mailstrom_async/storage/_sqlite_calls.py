@@ -50,7 +50,7 @@ class Call(ABC, Generic[T]):
 
     @property
     def operation(self) -> Operation[T]:
-        """What the owner's lane is to run; one that can be merged with its neighbours, where there is such."""
+        """What the owner's `Operations` are to run; one that can be merged with its neighbours, where there is such."""
         return self.run
 
     def packed(self) -> Packed:

@@ -36,9 +36,12 @@ class Commits:
         self._since = 0.0
         self._more = asyncio.Event()
         self._watching: asyncio.Task[None] | None = None
+        self._closed = False
 
     def expect(self, delivery_id: int) -> None:
-        """Watch out for a delivery that was written into a transaction of somebody's."""
+        """Watch out for a delivery that is written into a transaction of somebody's; not once this is closed."""
+        if self._closed:
+            return
         self._expected.add(delivery_id)
         self._since = asyncio.get_running_loop().time()
         self._more.set()
@@ -47,6 +50,7 @@ class Commits:
 
     async def aclose(self) -> None:
         """Watch no longer."""
+        self._closed = True
         if self._watching is not None and not self._watching.done():
             self._watching.cancel()
             await asyncio.wait([self._watching])

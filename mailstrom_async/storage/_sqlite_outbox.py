@@ -1,12 +1,15 @@
 """Writes mail into a transaction of the caller's, on a connection of the caller's to the same file.
 
-Within a savepoint: whatever fails here, the transaction is as it was. Drivers are recognised without importing them.
+Within a savepoint: whatever fails here, the transaction is as it was. Only if the call is cancelled while the savepoint
+is released, which is its very last step, may the mail be in the transaction all the same.
+
+Drivers are recognised without importing them.
 """
 
 import os
 import sqlite3
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -37,6 +40,7 @@ class Transaction(Protocol):
 
 class _Sqlite3:
     # In the thread of the event loop, like all that the caller does with it: SQLite is not to be asked from elsewhere.
+    # And without a pause: another part of the program would use the connection in the midst of our savepoint.
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
@@ -123,15 +127,22 @@ async def _below_sqlalchemy(connection: Any) -> object:
 
 
 async def enqueue(
-    transaction: Transaction, acceptances: Sequence[Acceptance], queue_size: int | None, *, path: Path
-) -> list[Due]:
-    """Store messages, all or none; the entries that their deliveries have once the transaction commits.
+    transaction: Transaction,
+    acceptances: Sequence[Acceptance],
+    queue_size: int | None,
+    *,
+    path: Path,
+    expect: Callable[[int], None],
+) -> None:
+    """Store messages, all or none.
 
     Args:
         transaction: The caller's.
         acceptances: The messages.
         queue_size: At most so many unfinished ones.
         path: The file of the store: the connection must lead to it.
+        expect: Called with the number of the first delivery when all is written. Even if this raises then, the mail may
+            be in the transaction, and somebody should see it committed.
     """
     try:
         was_open = transaction.is_open()
@@ -139,6 +150,8 @@ async def enqueue(
         try:
             await _begin(transaction)
             dues = await _walk(transaction, accepting(acceptances, queue_size))
+            if dues:
+                expect(dues[0].delivery_id)
             await transaction.take(Statement("RELEASE mailstrom"))
         except BaseException:
             # Also when it is cancelled: what was sent to another thread is done there all the same.
@@ -154,7 +167,6 @@ async def enqueue(
         raise UnusableConnection(
             f"the connection given to send_email is no good: {error}. Give one that is open"
         ) from error
-    return dues
 
 
 async def _check_place(transaction: Transaction, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The process that owns a SQLite file: it holds the lock, and nobody else opens the file."""
+"""The process that owns a SQLite file: it holds the lock, and answers for the queue."""
 
 import asyncio
 import logging

@@ -36,7 +36,8 @@ class Share:
     """Makes sure that there is an owner, and that this process can talk to it.
 
     Each process tries to get the lock of the file. The one that has it opens the file and answers the others; when it
-    dies or closes, the lock is free, and the next one has it. So there is only ever one connection that writes.
+    dies or closes, the lock is free, and the next one has it. So there is only ever one process that
+    writes the queue, but for callers' transactions.
     """
 
     def __init__(self, path: Path, now: datetime) -> None:

@@ -41,7 +41,6 @@ Steps = Generator[Step, Rows, T]
 def carry_out(connection: sqlite3.Connection, steps: Steps[T]) -> T:
     """Do all of it. Raises what the steps raise, and sqlite3.Error."""
     cursor = connection.cursor()
-    cursor.row_factory = None  # of a caller's connection it may be anything
     rows: Rows | None = None
     try:
         while True:

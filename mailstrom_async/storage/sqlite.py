@@ -34,11 +34,12 @@ class SQLiteStorage:
     One thread writes, and what came while it committed shares its next commit; another one reads.
 
     Several processes of one machine may open the same file, such as the workers of a web server. One of them owns it:
-    it alone has the file open in SQLite, and it alone delivers. The others hand their mail and their questions to it
-    over a Unix socket beside the file, and share its commits. When it ends or dies, another one takes over, in less
-    than two seconds. Give all of them the same `Config`, for whichever delivers does it by its own. A process that does
-    not deliver (`deliver=False`, or paused) leaves the file to one that does. What the others do is seen in
-    `query_status` and `wait`; `events` tells only of what this process itself queued, delivered or cancelled.
+    it alone reads and writes the queue (but for mail in callers' transactions), and it alone delivers. The others hand
+    their mail and their questions to it over a Unix socket beside the file, and share its commits. When it ends or
+    dies, another one takes over, in less than two seconds. Give all of them the same `Config`, for whichever delivers
+    does it by its own. A process that does not deliver (`deliver=False`, or paused) leaves the file to one that does.
+    What the others do is seen in `query_status` and `wait`; `events` tells only of what this process itself queued,
+    delivered or cancelled.
 
     Connections of callers may write into the file as well: tables of their own, and, with `send_email(connection=...)`,
     mail into their own transactions. While one of those is open, everybody else who writes waits, for five seconds,
@@ -109,6 +110,8 @@ class SQLiteStorage:
         dues = await self._do(calls.Enqueue(acceptances, queue_size))
         if self._share is not None and self._share.delivers:
             self._recent.add(acceptances, dues)
+        else:
+            self._recent.clear()  # what an engine that runs no more has left there
         return dues
 
     async def enqueue_within(
@@ -119,14 +122,20 @@ class SQLiteStorage:
         Args:
             connection: To the file of this store: a sqlite3.Connection, an aiosqlite.Connection, or SQLAlchemy's
                 AsyncConnection or AsyncSession on aiosqlite. One of sqlite3's is used in the thread of the event loop,
-                which stands still while it waits for somebody else's transaction.
+                which stands still while it waits for somebody else's transaction, and while it writes: some 50 ms for
+                a thousand messages, or for one of 15 MB. For many or large ones take aiosqlite, whose connections have
+                a thread.
             acceptances: What is to be stored.
             queue_size: See `enqueue`.
         """
         self._usable()
-        dues = await outbox.enqueue(await outbox.transaction_of(connection), acceptances, queue_size, path=self._path)
-        if dues:
-            self._commits.expect(dues[0].delivery_id)
+        await outbox.enqueue(
+            await outbox.transaction_of(connection),
+            acceptances,
+            queue_size,
+            path=self._path,
+            expect=self._commits.expect,
+        )
 
     async def _arrived(self, delivery_id: int) -> int:
         reached = await self._do(calls.Arrived(delivery_id))

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 
 from mailstrom_async import PreparedEmail
-from mailstrom_async.storage import Acceptance
+from mailstrom_async.storage import Acceptance, SQLiteStorage, _sqlite_share
 from mailstrom_async.storage import _sqlite_queue as queue
 from mailstrom_async.storage import _sqlite_recent as recent_room
 from mailstrom_async.storage._sqlite_file import open_file
 from mailstrom_async.storage._sqlite_recent import Recent
+
+from .conftest import Query
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 LEASE = NOW + timedelta(minutes=1)
@@ -134,3 +136,26 @@ async def test_what_nobody_claims_is_kept_no_longer_than_a_moment(database, monk
     recent.add([acceptance(2)], queue.enqueue(database, [acceptance(2)], None))
 
     assert recent.take(ids) == {}
+
+
+async def test_a_store_that_delivers_claims_what_it_has_just_accepted_without_reading_it(
+    store: SQLiteStorage, query: Query
+):
+    """The contents in the file are not even looked at."""
+    await store.upcoming(10)
+    dues = await store.enqueue([acceptance(1)])
+    query("DELETE FROM contents")
+
+    claims = await store.claim([due.delivery_id for due in dues], owner="me", now=NOW, lease_until=LEASE)
+
+    assert [claimed.message.content for claimed in claims] == [acceptance(1).prepared.content] * 2
+
+
+async def test_a_store_that_delivers_no_more_keeps_nothing(store: SQLiteStorage, monkeypatch: pytest.MonkeyPatch):
+    """What was kept when delivery was paused would stay for as long as that lasts."""
+    await store.upcoming(10)
+    dues = await store.enqueue([acceptance(1)])
+    monkeypatch.setattr(_sqlite_share, "IDLE_SECONDS", 0.0)
+    dues += await store.enqueue([acceptance(2)])
+
+    assert store._recent.take([due.delivery_id for due in dues]) == {}

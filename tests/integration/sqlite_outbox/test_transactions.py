@@ -194,3 +194,29 @@ async def test_a_call_that_is_cancelled_leaves_nothing_half_in_the_transaction(m
         assert sending.result() == [message_id(1), message_id(2)]
         await connection.commit()
         assert len(orders(path)) > 10
+
+
+@pytest.mark.rule("C20", "mail that is stored all the same is delivered when its transaction commits")
+async def test_mail_of_a_call_that_is_cancelled_at_its_very_last_step_is_noticed_as_well(path: Path, sink: SMTPServer):
+    """Row C20: if the transaction holds it, its commit is seen at once: the clock stands still."""
+    clock = ManualClock()
+    loop = asyncio.get_running_loop()
+    async with (
+        Mailstrom(config(sink), SQLiteStorage(path), clock=clock) as mailer,
+        aiosqlite.connect(path) as connection,
+    ):
+        await clock.until_waiting()
+        await connection.execute("BEGIN")
+        sending = asyncio.create_task(mailer.send_email(email(1), connection=connection))
+
+        def cancel_at_last(statement: str) -> None:
+            if statement == "RELEASE mailstrom":
+                loop.call_soon_threadsafe(sending.cancel)
+
+        await connection.set_trace_callback(cancel_at_last)
+        with pytest.raises(asyncio.CancelledError):
+            await sending
+        await connection.commit()
+        (message,) = await sink.wait_for_messages(1, timeout=PATIENCE)
+
+        assert message.recipients == (recipient(1),)

@@ -78,6 +78,17 @@ async def test_what_was_most_likely_rolled_back_is_given_up(monkeypatch: pytest.
     assert asked == [2]
 
 
+async def test_nothing_is_watched_once_it_is_closed():
+    """A call that was under way meanwhile comes too late: the store can't be asked any more."""
+    arrived, asked = answers()
+    commits = Commits(arrived)
+    await commits.aclose()
+    commits.expect(1)
+
+    assert commits._watching is None
+    assert asked == []
+
+
 async def test_closing_ends_it():
     """Also in the midst of a look; and twice does nothing."""
     asked = asyncio.Event()
