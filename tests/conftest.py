@@ -28,10 +28,10 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.fixture
 def missing() -> Callable[[str], None]:
-    """Skips a test for which something is not installed. Root has tests/interop/install.sh for that: in CI it fails."""
+    """Skips a test for which something is not installed; where tests/interop/install.sh was to install it, it fails."""
 
     def missing(why: str) -> None:
-        if os.environ.get("CI") and os.getuid() == 0:
+        if os.environ.get("MAILSTROM_TEST_ALL"):
             pytest.fail(why)
         pytest.skip(why)
 
