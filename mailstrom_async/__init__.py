@@ -12,7 +12,8 @@ The way of a message, and where to read it:
 1. `send_email` composes the `Email` (`_message/compose.py`) and stores it (`storage/`); then it returns.
 2. The scheduler (`_engine/scheduler.py`) claims what is due, fairly over destinations (`_queue/`).
 3. The router (`_engine/routing.py`) finds out where the destination leads (`dns/`, `_policy/hosts.py`).
-4. A session of the site (`_engine/site.py`, `smtp/`) carries the message; each reply is judged (`_policy/verdict.py`).
+4. It waits at its site (`_engine/site.py`) until a carrier (`_engine/carrier.py`) takes it over a session (`smtp/`);
+   each reply is judged (`_policy/verdict.py`).
 5. The outcomes are settled into results (`_queue/recipient.py`) and recorded; deferred ones are due again later.
 """
 

@@ -8,6 +8,7 @@ from anyio.abc import TaskGroup
 
 from mailstrom_async._config import Config
 from mailstrom_async._engine.attempt import Contact
+from mailstrom_async._engine.carrier import Carrier
 from mailstrom_async._engine.health import Health
 from mailstrom_async._engine.routing import Router
 from mailstrom_async._engine.settlement import Settlement
@@ -207,7 +208,7 @@ class Sites:
             if room.of(site.most_urgent) > 0 or site.most_urgent == "auth":  # which may be gone meanwhile
                 self._sessions += 1
                 site.session_begins()
-                self.group.start_soon(site.run_session)
+                self.group.start_soon(Carrier(self, site).run)
             if site.wants_session:
                 self._wanting.add(site.most_urgent, site.key, site)
 

@@ -4,7 +4,7 @@ from datetime import timedelta
 from itertools import count
 
 from mailstrom_async import Config, Limits, Mailstrom, MemoryStorage, Rate, RetryPolicy, StorageError
-from mailstrom_async._engine import site as site_room
+from mailstrom_async._engine import carrier
 from mailstrom_async._engine.settlement import Settlement
 from mailstrom_async._engine.sites import Sites
 from mailstrom_async.testing import Close, FakeInternet
@@ -103,7 +103,7 @@ async def test_all_are_told_what_broke_and_not_what_was_said_of_somebody(build, 
 
 async def test_stopped_between_two_results_of_one_message_none_is_lost(build, server, storage, clock, monkeypatch):
     """Row C21: of thousands of recipients some get their results at a time; they were delivered, all of them."""
-    monkeypatch.setattr(site_room, "SETTLED_AT_ONCE", 1)
+    monkeypatch.setattr(carrier, "SETTLED_AT_ONCE", 1)
     settle = Settlement.settle
 
     def settle_and_stop(self, *arguments, **more):
