@@ -1,5 +1,6 @@
 """What finds no room at its site goes back to the queue, and what comes between harms nobody."""
 
+import asyncio
 from datetime import timedelta
 from itertools import count
 
@@ -72,9 +73,13 @@ async def test_room_for_some_lets_some_go(clock, monkeypatch):
             shutdown_grace=timedelta(0),
         )
         async with Mailstrom(config, MemoryStorage(), clock=clock) as mailer:
-            ids = await mailer.send_emails([email(f"a@d{number}.example.org") for number in range(60)])
-            for message_id in ids:
-                assert (await completed(mailer, message_id, clock, SECOND)).succeeded
+            await mailer.send_emails([email(f"a@d{number}.example.org") for number in range(60)])
+            async with asyncio.timeout(30):
+                while left := len(await mailer.query_recent()):
+                    # Only when those who were let go have come: a second is much longer than they take.
+                    if sum(site.waiting for site in mailer.sites()) >= min(left, 2):
+                        clock.advance(SECOND)
+                    await asyncio.sleep(0)
 
     assert next(claimed) < 60 * 5
 
