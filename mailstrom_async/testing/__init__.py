@@ -35,7 +35,8 @@ a clock that makes its five minutes pass at once:
 - `DNSServer`: a nameserver, with all that can be wrong with one.
 - `CertificateAuthority`: certificates for servers, good and bad ones (needs the extra `testing`).
 - `ManualClock`: `Mailstrom(..., clock=ManualClock())` retries, and gives up, when the test moves it.
-- `StorageContract`: the suite that proves a `Storage` of your own; `RosterContract` for one that is a `mailstrom_async.storage.Roster`, too.
+- `StorageContract`: the suite that proves a `Storage` of your own; `RosterContract` for one that is a
+  `mailstrom_async.storage.Roster`, too.
 
 **Scripts**
 
