@@ -1,15 +1,15 @@
 """Many rows in a few statements.
 
-Each step of a statement lets go of the interpreter's lock and has to get it back from the event loop's thread: with a
-dozen statements for a message the two threads spend their time on handing it over. So what a batch has to write goes to
-SQLite as one JSON text for each table, and what it has to read comes back as one. What is in any way unusual here is
-left to the functions of `_sqlite_queue`, which do the same row by row and say what is wrong with which.
+What a batch has to write goes to SQLite as one JSON text for each table, in one statement for all of them: why, and
+what that does, is told in `_sqlite_batches`. What it has to read comes back as one JSON text, too. What is in any way
+unusual here is left to the operations of `_sqlite_queue`, which do the same row by row and say what is wrong where.
 """
 
 import json
 import sqlite3
+import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from itertools import count
 from typing import Any, get_args
@@ -20,6 +20,7 @@ from mailstrom_async._envelope import LANES, Delivery, PendingRecipient, QueuedM
 from mailstrom_async._model import Frozen
 from mailstrom_async._status import FINAL_STATES
 from mailstrom_async.storage._rules import destinations, final_at, lane_of
+from mailstrom_async.storage._sqlite_errors import Unusual
 from mailstrom_async.storage._sqlite_recent import Fresh
 from mailstrom_async.storage._sqlite_rows import LARGE, to_integer, to_time
 from mailstrom_async.storage.base import Acceptance, Due, Record, Recorded
@@ -30,25 +31,22 @@ FEW = 100
 _STATES = frozenset(get_args(RecipientState))
 
 
-class Unusual(Exception):
-    """This batch is to be done row by row."""
-
-
-def enqueue(connection: sqlite3.Connection, acceptances: Sequence[Acceptance]) -> list[list[Due]]:
+def enqueue(
+    connection: sqlite3.Connection, acceptances: Sequence[Acceptance], *, queue_size: int = sys.maxsize
+) -> list[list[Due]]:
     """Insert messages that nobody knows yet; for each the entries of its deliveries.
 
     Raises:
-        Unusual: A Message-ID is known, a content is large, or a text has no JSON; nothing was written.
+        Unusual: There would be more than `queue_size`, a content is large, or a text has no JSON.
+        sqlite3.IntegrityError: A Message-ID is known. In any case nothing was written.
     """
     if any(len(acceptance.prepared.content) > LARGE for acceptance in acceptances):
         raise Unusual
-    ids = [acceptance.prepared.message_id for acceptance in acceptances]
-    known = connection.execute(
-        "SELECT 1 FROM json_each(?) AS j JOIN messages ON message_id = j.value LIMIT 1", (_json(ids),)
+    unfinished, next_message, next_delivery = connection.execute(
+        "SELECT unfinished, next_message, next_delivery FROM counters"
     ).fetchone()
-    if known is not None or len(set(ids)) != len(ids):
+    if unfinished + len(acceptances) > queue_size:
         raise Unusual
-    next_message, next_delivery = connection.execute("SELECT next_message, next_delivery FROM counters").fetchone()
     messages: list[tuple[object, ...]] = []
     deliveries: list[tuple[object, ...]] = []
     recipients: list[tuple[object, ...]] = []
@@ -83,24 +81,15 @@ def enqueue(connection: sqlite3.Connection, acceptances: Sequence[Acceptance]) -
             ]
             own.append(Due(acceptance.due_at, delivery_id, destination, size, acceptance.lane))
         dues.append(own)
-    rows = _json(messages)
-    connection.execute(f"INSERT INTO messages SELECT {_columns(8)}, NULL, NULL FROM json_each(?)", (rows,))
     connection.execute(
-        f"INSERT INTO contents SELECT {_column(0)}, substr(?2, {_column(8)}, {_column(9)}) FROM json_each(?1)",
-        (rows, b"".join(acceptance.prepared.content for acceptance in acceptances)),
-    )
-    connection.execute(
-        f"INSERT INTO deliveries (id, message, destination, size, due_at, lane) SELECT {_columns(6)} FROM json_each(?)",
-        (_json(deliveries),),
-    )
-    connection.execute(
-        "INSERT INTO recipients (delivery, position, address, written)"
-        f" SELECT {_columns(3)}, nullif({_column(3)}, {_column(2)}) FROM json_each(?)",
-        (_json(recipients),),
-    )
-    connection.execute(
-        "UPDATE counters SET unfinished = unfinished + ?1, next_message = next_message + ?1, next_delivery = ?2",
-        (len(acceptances), next(delivery_ids)),
+        "INSERT INTO accepted VALUES (?, ?, ?, ?, ?)",
+        (
+            _json(messages),
+            b"".join([acceptance.prepared.content for acceptance in acceptances]),
+            _json(deliveries),
+            _json(recipients),
+            next(delivery_ids),
+        ),
     )
     return dues
 
@@ -200,61 +189,44 @@ def record(connection: sqlite3.Connection, records: Sequence[Record]) -> dict[in
     """Write the records whose claim holds and that are in order; what was made of each, by delivery."""
     named = Counter(one.delivery.id for one in records)  # of two records of one delivery the second comes too late
     usual = {one.delivery.id: one for one in records if named[one.delivery.id] == 1 and _is_usual(one)}
-    if len(usual) < 2:
+    if not usual:
         return {}
-    held = {
-        delivery_id: (message, size)
-        for delivery_id, message, size in _read(
-            connection,
-            "SELECT json_group_array(json_array(d.id, d.message, d.size)) FROM json_each(?) AS j"
-            f" CROSS JOIN deliveries AS d ON d.id = {_column(0)} CROSS JOIN messages AS m ON m.key = d.message"
-            f" WHERE d.owner = {_column(1)} AND d.attempt = {_column(2)} AND m.cancelled_at IS NULL",
-            _json([(one.delivery.id, one.delivery.owner, one.delivery.attempt) for one in usual.values()]),
+    told: list[tuple[object, ...]] = []
+    results: list[tuple[object, ...]] = []
+    ended: set[int] = set()
+    for one in usual.values():
+        delivery, attempt = one.delivery, one.attempt
+        final = [result for result in one.results.values() if result.state in FINAL_STATES]
+        ended_at = final_at(final)
+        if final:
+            ended.add(delivery.id)
+        told.append(
+            (
+                delivery.id,
+                delivery.owner,
+                delivery.attempt,
+                None if one.due_at is None else to_integer(one.due_at),
+                None if attempt is None else to_integer(attempt.started_at),
+                None if attempt is None else _dump(attempt),
+                len(final),
+                None if ended_at is None else to_integer(ended_at),
+            )
         )
-    }
-    done = [(one, *held[one.delivery.id]) for one in usual.values() if one.delivery.id in held]
-    connection.execute(
-        f"INSERT INTO attempts (message, started_at, attempt) SELECT {_columns(3)} FROM json_each(?)",
-        (
-            _json(
-                [
-                    (message, to_integer(one.attempt.started_at), _dump(one.attempt))
-                    for one, message, _ in done
-                    if one.attempt is not None
-                ]
-            ),
-        ),
-    )
-    results = [
-        (one.delivery.id, address, result.state, _dump(result), int(one.attempt is not None))
-        for one, _, _ in done
-        for address, result in one.results.items()
-    ]
-    changed = connection.execute(
-        "UPDATE recipients SET state = new.state, result = new.result, attempts = attempts + new.counted"
-        f" FROM (SELECT {_column(0)} AS delivery, {_column(1)} AS address, {_column(2)} AS state,"
-        f" {_column(3)} AS result, {_column(4)} AS counted FROM json_each(?)) AS new"
-        " WHERE recipients.delivery = new.delivery AND recipients.address = new.address"
-        " AND recipients.state NOT IN ('delivered', 'failed')",
-        (_json(results),),
-    ).rowcount
-    if changed != len(results):
-        raise Unusual
-    connection.execute(
-        "UPDATE deliveries SET owner = NULL, claimed_at = NULL, due_at = new.due_at"
-        f" FROM (SELECT {_column(0)} AS id, {_column(1)} AS due_at FROM json_each(?)) AS new"
-        " WHERE deliveries.id = new.id",
-        (_json([(one.delivery.id, None if one.due_at is None else to_integer(one.due_at)) for one, _, _ in done]),),
-    )
-    completed = _count_down(connection, [(message, one) for one, message, _ in done])
+        counted = int(attempt is not None)
+        results += [
+            (delivery.id, address, result.state, _dump(result), counted) for address, result in one.results.items()
+        ]
+    connection.execute("INSERT INTO recorded VALUES (?, ?)", (_json(told), _json(results)))
+    held = _read(connection, "SELECT json_group_array(json_array(delivery, message, size, completes)) FROM held")
+    # Of several deliveries the last one completes their message.
+    last = {message: delivery_id for delivery_id, message, _, completes in held if completes and delivery_id in ended}
     recorded: dict[int, Recorded] = {}
-    for one, message, size in done:
-        delivery = one.delivery
-        again = one.due_at
-        entry = None if again is None else Due(again, delivery.id, delivery.destination, size, delivery.message.lane)
-        recorded[delivery.id] = Recorded(
-            accepted=True, results=one.results, due=entry, completed=completed.get(message) == delivery.id
-        )
+    for delivery_id, message, size, _ in held:
+        one = usual[delivery_id]
+        delivery, again = one.delivery, one.due_at
+        entry = None if again is None else Due(again, delivery_id, delivery.destination, size, delivery.message.lane)
+        completed = last.get(message) == delivery_id
+        recorded[delivery_id] = Recorded(accepted=True, results=one.results, due=entry, completed=completed)
     return recorded
 
 
@@ -266,43 +238,6 @@ def _is_usual(one: Record) -> bool:
         and deferred == (one.due_at is not None)
         and all(recipient.address in one.results for recipient in one.delivery.recipients)
     )
-
-
-def _count_down(connection: sqlite3.Connection, done: Iterable[tuple[int, Record]]) -> dict[int, int]:
-    """Count final recipients; the messages that are completed by it, each with the delivery that was its last."""
-    final: Counter[int] = Counter()
-    ended: dict[int, datetime] = {}
-    last: dict[int, int] = {}
-    for message, one in done:
-        results = [result for result in one.results.values() if result.state in FINAL_STATES]
-        if (at := final_at(results)) is not None:
-            final[message] += len(results)
-            ended[message] = max(at, ended.get(message, at))
-            last[message] = one.delivery.id
-    connection.execute(
-        "UPDATE messages SET unfinished = unfinished - new.final,"
-        " completed_at = CASE WHEN unfinished <= new.final THEN new.at END"
-        f" FROM (SELECT {_column(0)} AS key, {_column(1)} AS final, {_column(2)} AS at FROM json_each(?)) AS new"
-        " WHERE messages.key = new.key AND completed_at IS NULL",
-        (_json([(message, final[message], to_integer(at)) for message, at in ended.items()]),),
-    )
-    completed = _read(
-        connection,
-        "SELECT json_group_array(messages.key) FROM json_each(?) AS j CROSS JOIN messages ON messages.key = j.value"
-        " WHERE completed_at IS NOT NULL AND EXISTS (SELECT 1 FROM contents WHERE message = messages.key)",
-        _json(list(ended)),
-    )
-    connection.execute("DELETE FROM contents WHERE message IN (SELECT value FROM json_each(?))", (_json(completed),))
-    connection.execute("UPDATE counters SET unfinished = unfinished - ?", (len(completed),))
-    return {message: last[message] for message in completed}
-
-
-def _column(index: int) -> str:
-    return f"json_extract(value, '$[{index}]')"
-
-
-def _columns(number: int) -> str:
-    return ", ".join(_column(index) for index in range(number))
 
 
 def _json(value: object) -> str:

@@ -24,6 +24,10 @@ class Unreadable(Exception):
     """A row does not hold what we once wrote."""
 
 
+class Unusual(Exception):
+    """Operations are to be done one by one, and row by row."""
+
+
 def primary_code(error: sqlite3.Error) -> int | None:
     """SQLite's result code without its extension; None: the error is the Python module's own."""
     code: int | None = getattr(error, "sqlite_errorcode", None)

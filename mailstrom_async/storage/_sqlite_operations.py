@@ -7,13 +7,11 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
-from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar, cast
+from typing import Any, Literal, NamedTuple, TypeVar
 
-from mailstrom_async._errors import StorageError
-from mailstrom_async.storage._sqlite_errors import storage_error
+from mailstrom_async._errors import MailstromError, StorageError
+from mailstrom_async.storage._sqlite_errors import Unusual, storage_error
 
 logger = logging.getLogger("mailstrom_async")
 
@@ -42,8 +40,9 @@ class _Waiting(NamedTuple):
 class Operations:
     """Operations wait here until the thread that serves them takes all of them into its next transaction.
 
-    So one commit, the expensive part, is shared by all that came while the last one ran. Each operation has a savepoint
-    of its own: one that fails is undone alone.
+    So one commit, the expensive part, is shared by all that came while the last one ran. At first all of them are done
+    together, those of a kind as one where they know how. If anything about that fails it is undone, and each is done by
+    itself with a savepoint of its own: one that fails is undone alone, and only its caller hears of it.
     """
 
     def __init__(self, path: Path, begin: Literal["BEGIN", "BEGIN IMMEDIATE"]) -> None:
@@ -60,7 +59,9 @@ class Operations:
         """Run an operation in a transaction; returns after the commit.
 
         Args:
-            operation: Called with the connection, in their thread; twice, if a first transaction failed.
+            operation: Called with the connection, in their thread; again, if what it was done together with failed. It
+                may have a `merge`: called with the connection and operations of its kind in its place, it does all of
+                them and returns their outcomes, or raises whatever keeps it from that.
             size: The bytes that it writes, about, if they are many.
 
         Raises:
@@ -156,39 +157,32 @@ class Operations:
 
     def _transact(self, connection: sqlite3.Connection, batch: Sequence[_Waiting]) -> list[object]:
         """Run operations in one transaction."""
-        try:
-            if connection.in_transaction:  # the last one could not even be undone
-                connection.execute("ROLLBACK")
-            connection.execute(self._begin)
-        except sqlite3.Error as error:
-            return [storage_error(self._path, error)] * len(batch)
-        try:
-            outcomes = self._attempt_all(connection, [waiting.operation for waiting in batch])
-            connection.execute("COMMIT")
-        except Exception as error:  # noqa: BLE001 - whatever it is, this thread goes on and the callers hear of it
-            if connection.in_transaction:
-                with suppress(sqlite3.Error):
+        operations = [waiting.operation for waiting in batch]
+        for attempt_all in (_together, self._one_by_one):
+            try:
+                if connection.in_transaction:  # the last one could not even be undone
                     connection.execute("ROLLBACK")
-            if len(batch) == 1:
-                return [self._translated(error)]
-            # The transaction was lost with all that was in it, most likely for want of space: each for itself now.
-            return [outcome for waiting in batch for outcome in self._transact(connection, [waiting])]
-        return outcomes
-
-    def _attempt_all(self, connection: sqlite3.Connection, operations: Sequence[Operation[object]]) -> list[object]:
-        """Attempt operations in order, neighbours of a kind that can be merged as one."""
-        outcomes: list[object] = []
-        for merge, group in groupby(operations, key=lambda operation: getattr(operation, "merge", None)):
-            run = list(group)
-            merged = None
-            if merge is not None and len(run) > 1:
-                merged = self._attempt(connection, partial(_merged, merge, run))
-            if isinstance(merged, list):
-                outcomes += cast(list[object], merged)
+                connection.execute(self._begin)
+            except sqlite3.Error as error:
+                return [storage_error(self._path, error)] * len(batch)
+            try:
+                outcomes = attempt_all(connection, operations)
+                connection.execute("COMMIT")
+            except Exception as error:  # noqa: BLE001 - whatever it is, this thread goes on and the callers hear of it
+                if connection.in_transaction:
+                    with suppress(sqlite3.Error):
+                        connection.execute("ROLLBACK")
+                if attempt_all is not _together and len(batch) == 1:
+                    return [self._translated(error)]
+                if not isinstance(error, (Unusual, MailstromError, sqlite3.OperationalError)):
+                    logger.warning("%s: what failed together is done one by one: %s", self._path, error)
             else:
-                # Each for itself: who is at fault is told, and the others are done.
-                outcomes += [self._attempt(connection, operation) for operation in run]
-        return outcomes
+                return outcomes
+        # The transaction was lost with all that was in it, most likely for want of space: each for itself now.
+        return [outcome for waiting in batch for outcome in self._transact(connection, [waiting])]
+
+    def _one_by_one(self, connection: sqlite3.Connection, operations: Sequence[Operation[object]]) -> list[object]:
+        return [self._attempt(connection, operation) for operation in operations]
 
     def _attempt(self, connection: sqlite3.Connection, operation: Operation[object]) -> object:
         connection.execute("SAVEPOINT operation")
@@ -226,8 +220,21 @@ class Operations:
                 logger.debug("%s: the event loop is closed, and nobody waits for %d results", self._path, len(report))
 
 
-def _merged(merge: Any, operations: Sequence[Operation[object]], connection: sqlite3.Connection) -> object:
-    return merge(connection, operations)
+def _together(connection: sqlite3.Connection, operations: Sequence[Operation[object]]) -> list[object]:
+    """What operations returned; those of a kind, where the first of them stands. Raises what any of them does."""
+    kinds: dict[object, list[int]] = {}
+    for place, operation in enumerate(operations):
+        kinds.setdefault(getattr(operation, "merge", place), []).append(place)
+    outcomes: dict[int, object] = {}
+    for places in kinds.values():
+        if not connection.in_transaction:  # what came next would be committed by itself
+            raise sqlite3.OperationalError("an operation ended the transaction")
+        own = [operations[place] for place in places]
+        merge: Callable[[sqlite3.Connection, Sequence[Operation[object]]], Sequence[object]] | None
+        merge = getattr(own[0], "merge", None)
+        made = [own[0](connection)] if merge is None else merge(connection, own)
+        outcomes.update(zip(places, made, strict=True))
+    return [outcomes[place] for place in range(len(operations))]
 
 
 def _deliver(loop: asyncio.AbstractEventLoop, report: Sequence[tuple[_Waiting, object]]) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from mailstrom_async._errors import MailstromError, StorageError
 from mailstrom_async.storage import _sqlite_queue as queue
 from mailstrom_async.storage._file_lock import locked
+from mailstrom_async.storage._sqlite_batches import make_batches
 from mailstrom_async.storage._sqlite_calls import Call
 from mailstrom_async.storage._sqlite_door import Door
 from mailstrom_async.storage._sqlite_errors import storage_error
@@ -137,6 +138,7 @@ class Owner:
         writer = stack.enter_context(closing(open_file(self._path)))
         guard = stack.enter_context(Guard(self._path, writer))
         bring_up_to_date(writer)
+        make_batches(writer)
         writer.execute("BEGIN IMMEDIATE")
         queue.take_up(writer, self._now)
         writer.execute("COMMIT")

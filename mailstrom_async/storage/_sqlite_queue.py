@@ -2,11 +2,10 @@
 
 import logging
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from types import MappingProxyType
-from typing import TypeVar
 
 from mailstrom_async._envelope import LANES, Delivery
 from mailstrom_async._errors import AlreadyQueued, QueueFull
@@ -15,7 +14,7 @@ from mailstrom_async._queue.retry import SKEW
 from mailstrom_async._status import MessageStatus
 from mailstrom_async.storage import _sqlite_bulk as bulk
 from mailstrom_async.storage._rules import as_stored, destinations
-from mailstrom_async.storage._sqlite_errors import Unreadable
+from mailstrom_async.storage._sqlite_errors import Unreadable, Unusual
 from mailstrom_async.storage._sqlite_reads import key_of, status
 from mailstrom_async.storage._sqlite_recent import Fresh
 from mailstrom_async.storage._sqlite_rows import (
@@ -40,10 +39,6 @@ from mailstrom_async.storage.base import Acceptance, Due, Record, Recorded
 
 logger = logging.getLogger("mailstrom_async")
 
-T = TypeVar("T")
-
-NOTHING_FRESH: Mapping[int, Fresh] = MappingProxyType({})
-
 PURGED_AT_ONCE = 100
 """Messages that one operation forgets: some milliseconds, in which nothing is accepted."""
 
@@ -53,14 +48,12 @@ SPARE_PAGES = 1000
 
 @dataclass(frozen=True, slots=True)
 class Enqueue:
-    """Accept messages, all or none. Several such operations can be merged into one."""
+    """Accept messages, all or none."""
 
     acceptances: Sequence[Acceptance]
     queue_size: int | None
 
     def __call__(self, connection: sqlite3.Connection) -> list[Due]:
-        if len(self.acceptances) > 1 and (merged := _in_bulk(connection, lambda: self.merge(connection, [self]))):
-            return merged[0]
         return enqueue(connection, self.acceptances, self.queue_size)
 
     @staticmethod
@@ -68,11 +61,10 @@ class Enqueue:
         """Accept all of these, or raise, so that each is done by itself and hears what is wrong with it."""
         acceptances = [acceptance for operation in operations for acceptance in operation.acceptances]
         limits = [operation.queue_size for operation in operations if operation.queue_size is not None]
-        if limits:
-            (unfinished,) = connection.execute("SELECT unfinished FROM counters").fetchone()
-            if unfinished + len(acceptances) > min(limits):
-                raise bulk.Unusual
-        dues = iter(bulk.enqueue(connection, acceptances))
+        try:
+            dues = iter(bulk.enqueue(connection, acceptances, queue_size=min(limits, default=sys.maxsize)))
+        except sqlite3.IntegrityError as error:
+            raise Unusual("one of them is known already") from error
         return [[due for _ in operation.acceptances for due in next(dues)] for operation in operations]
 
 
@@ -112,45 +104,63 @@ def take_up(connection: sqlite3.Connection, now: datetime) -> None:
             set_row_aside(connection, row, now, trouble)
 
 
-def claim(
-    connection: sqlite3.Connection,
-    delivery_ids: Sequence[int],
-    owner: str,
-    now: datetime,
-    lease_until: datetime,
-    fresh: Mapping[int, Fresh] = NOTHING_FRESH,
-) -> list[Delivery]:
-    claims: list[Delivery] = []
-    if fresh:
-        claims = _in_bulk(connection, lambda: bulk.claim_fresh(connection, fresh, owner, now, lease_until)) or []
-    claimed = {delivery.id for delivery in claims}
-    if left := [delivery_id for delivery_id in delivery_ids if delivery_id not in claimed]:
-        claims += _in_bulk(connection, lambda: bulk.claim(connection, left, owner, now, lease_until)) or []
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Claim deliveries, as `Storage.claim`.
+
+    Attributes:
+        fresh: Those of them that are known as they were accepted.
+    """
+
+    delivery_ids: Sequence[int]
+    owner: str
+    now: datetime
+    lease_until: datetime
+    fresh: Mapping[int, Fresh] = field(default_factory=dict[int, Fresh])
+
+    def __call__(self, connection: sqlite3.Connection) -> list[Delivery]:
+        return self._row_by_row(connection, [])
+
+    @staticmethod
+    def merge(connection: sqlite3.Connection, operations: Sequence["Claim"]) -> list[list[Delivery]]:
+        return [operation._in_bulk(connection) for operation in operations]
+
+    def _in_bulk(self, connection: sqlite3.Connection) -> list[Delivery]:
+        claims: list[Delivery] = []
+        if self.fresh:
+            claims = bulk.claim_fresh(connection, self.fresh, self.owner, self.now, self.lease_until)
+        if left := self._left(claims):
+            claims += bulk.claim(connection, left, self.owner, self.now, self.lease_until)
+        return self._row_by_row(connection, claims)
+
+    def _left(self, claims: Sequence[Delivery]) -> list[int]:
         claimed = {delivery.id for delivery in claims}
-    messages = {delivery.message.key: delivery.message for delivery in claims}
-    now_integer = to_integer(now)
-    for delivery_id in delivery_ids:
-        if delivery_id in claimed:
-            continue
-        row = Row.read(connection, delivery_id)
-        if row is None or row.due_at is None or row.due_at > now_integer:
-            continue
-        try:
-            if row.owner is not None and not abandon(connection, row, now):
+        return [delivery_id for delivery_id in self.delivery_ids if delivery_id not in claimed]
+
+    def _row_by_row(self, connection: sqlite3.Connection, claims: list[Delivery]) -> list[Delivery]:
+        """Claim what is left after `claims`."""
+        messages = {delivery.message.key: delivery.message for delivery in claims}
+        now, lease_until = to_integer(self.now), to_integer(self.lease_until)
+        for delivery_id in self._left(claims):
+            row = Row.read(connection, delivery_id)
+            if row is None or row.due_at is None or row.due_at > now:
                 continue
-            if row.message not in messages:
-                messages[row.message] = queued_message(connection, row.message)
-            pending = pending_recipients(connection, row.id)
-            destination = destination_of(connection, row.id)
-        except Unreadable as trouble:
-            set_row_aside(connection, row, now, trouble)
-            continue
-        connection.execute(
-            "UPDATE deliveries SET owner = ?, claimed_at = ?, due_at = ?, attempt = attempt + 1 WHERE id = ?",
-            (owner, now_integer, to_integer(lease_until), row.id),
-        )
-        claims.append(Delivery(row.id, destination, owner, row.attempt + 1, pending, messages[row.message]))
-    return claims
+            try:
+                if row.owner is not None and not abandon(connection, row, self.now):
+                    continue
+                if row.message not in messages:
+                    messages[row.message] = queued_message(connection, row.message)
+                pending = pending_recipients(connection, row.id)
+                destination = destination_of(connection, row.id)
+            except Unreadable as trouble:
+                set_row_aside(connection, row, self.now, trouble)
+                continue
+            connection.execute(
+                "UPDATE deliveries SET owner = ?, claimed_at = ?, due_at = ?, attempt = attempt + 1 WHERE id = ?",
+                (self.owner, now, lease_until, row.id),
+            )
+            claims.append(Delivery(row.id, destination, self.owner, row.attempt + 1, pending, messages[row.message]))
+        return claims
 
 
 def bring_forward(connection: sqlite3.Connection, now: datetime, longest: timedelta) -> int:
@@ -202,9 +212,22 @@ def release(connection: sqlite3.Connection, deliveries: Sequence[Delivery], due_
     return dues
 
 
-def record(connection: sqlite3.Connection, records: Sequence[Record]) -> list[Recorded]:
-    done = _in_bulk(connection, lambda: bulk.record(connection, records)) or {}
-    return [done[one.delivery.id] if one.delivery.id in done else _record(connection, one) for one in records]
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """Write what attempts did, as `Storage.record`."""
+
+    records: Sequence[Record]
+
+    def __call__(self, connection: sqlite3.Connection) -> list[Recorded]:
+        return [_record(connection, one) for one in self.records]
+
+    @staticmethod
+    def merge(connection: sqlite3.Connection, operations: Sequence["Recording"]) -> list[list[Recorded]]:
+        return [operation._in_bulk(connection) for operation in operations]
+
+    def _in_bulk(self, connection: sqlite3.Connection) -> list[Recorded]:
+        done = bulk.record(connection, self.records)
+        return [done.get(one.delivery.id) or _record(connection, one) for one in self.records]
 
 
 def cancel(connection: sqlite3.Connection, message_id: str, now: datetime) -> MessageStatus | None:
@@ -256,23 +279,6 @@ def give_space_back(connection: sqlite3.Connection) -> bool:
         connection.execute("PRAGMA incremental_vacuum(1)")  # of a larger number Python's module would do one step only
     (left,) = connection.execute("PRAGMA freelist_count").fetchone()
     return bool(left < free)
-
-
-def _in_bulk(connection: sqlite3.Connection, operation: Callable[[], T]) -> T | None:
-    """What an operation on many rows did; None, with nothing done, if it is to be done row by row."""
-    done = None
-    connection.execute("SAVEPOINT bulk")
-    try:
-        done = operation()
-    except (bulk.Unusual, sqlite3.DatabaseError, ValueError, OverflowError) as error:
-        # Row by row it comes out which of them is at fault, and the others are done.
-        if not connection.in_transaction:
-            raise  # SQLite has rolled back everything: the disk is full, say
-        if not isinstance(error, bulk.Unusual):
-            logger.warning("what failed as a whole is done row by row: %s", error)
-        connection.execute("ROLLBACK TO bulk")
-    connection.execute("RELEASE bulk")
-    return done
 
 
 def _insert_message(key: int, acceptance: Acceptance) -> Steps[None]:

@@ -196,7 +196,7 @@ class SQLiteStorage:
         self, delivery_ids: Sequence[int], *, owner: str, now: datetime, lease_until: datetime
     ) -> list[Delivery]:
         fresh = self._recent.take(delivery_ids)
-        return await self._deliver(lambda db: queue.claim(db, delivery_ids, owner, now, lease_until, fresh), [])
+        return await self._deliver(queue.Claim(delivery_ids, owner, now, lease_until, fresh), [])
 
     async def renew(self, deliveries: Sequence[Delivery], lease_until: datetime) -> list[Delivery]:
         return await self._deliver(lambda db: queue.renew(db, deliveries, lease_until), list(deliveries))
@@ -206,7 +206,7 @@ class SQLiteStorage:
 
     async def record(self, records: Sequence[Record]) -> list[Recorded]:
         lost = [Recorded(accepted=False, results={}, due=None, completed=False)] * len(records)
-        return await self._deliver(lambda db: queue.record(db, records), lost)
+        return await self._deliver(queue.Recording(records), lost)
 
     async def bring_forward(self, now: datetime, longest: timedelta) -> int:
         return await self._deliver(lambda db: queue.bring_forward(db, now, longest), 0)

@@ -14,6 +14,8 @@ from mailstrom_async._status import Attempt, Deferred, Delivered, Outcome
 from mailstrom_async.storage import Acceptance, Record
 from mailstrom_async.storage import _sqlite_bulk as bulk
 from mailstrom_async.storage import _sqlite_queue as queue
+from mailstrom_async.storage._sqlite_batches import make_batches
+from mailstrom_async.storage._sqlite_errors import Unusual
 from mailstrom_async.storage._sqlite_file import open_file
 from mailstrom_async.storage._sqlite_rows import LARGE
 
@@ -26,6 +28,7 @@ REPLY = Reply(code=250, enhanced=None, text="taken as 1", command="end of data",
 def databases(tmp_path: Path) -> Iterator[tuple[sqlite3.Connection, sqlite3.Connection]]:
     """Two empty stores."""
     both = open_file(tmp_path / "bulk.db"), open_file(tmp_path / "rows.db")
+    make_batches(both[0])
     yield both
     for connection in both:
         connection.close()
@@ -76,7 +79,7 @@ def test_a_life_in_bulk_is_the_same_as_one_row_by_row(databases):
 
     ids = [due.delivery_id for message in dues for due in message]
     claims = bulk.claim(one, ids, "me", NOW, LATER)
-    assert claims == [claim for delivery_id in ids for claim in queue.claim(other, [delivery_id], "me", NOW, LATER)]
+    assert claims == [each for one_id in ids for each in queue.Claim([one_id], "me", NOW, LATER)(other)]
     assert dump(one) == dump(other)
 
     records = [record_of(claim, deferred=claim.id % 3 == 0) for claim in claims]
@@ -91,8 +94,8 @@ def test_a_known_message_makes_a_batch_unusual(databases):
     one, _ = databases
     bulk.enqueue(one, [acceptance(1)])
     for batch in ([acceptance(2), acceptance(1)], [acceptance(3), acceptance(3)]):
-        with pytest.raises(bulk.Unusual):
-            bulk.enqueue(one, batch)
+        with pytest.raises(Unusual):
+            queue.Enqueue.merge(one, [queue.Enqueue([accepted], None) for accepted in batch])
 
     assert len(dump(one)["messages"]) == 1
 
@@ -124,6 +127,35 @@ def test_lost_claims_and_cancelled_messages_are_left_to_the_rows(databases):
     assert dump(one)["recipients"][:2] == before
 
 
+def test_a_result_for_whom_nobody_waits_undoes_the_whole_batch(databases):
+    """A final result stays: row by row it is seen which one that is, and the others are written."""
+    one, _ = databases
+    dues = bulk.enqueue(one, [acceptance(n, "a@example.net") for n in range(1, 4)])
+    claims = bulk.claim(one, [due.delivery_id for (due,) in dues], "me", NOW, LATER)
+    one.execute("UPDATE recipients SET state = 'delivered' WHERE delivery = ?", (claims[1].id,))
+    before = dump(one)
+    records = [record_of(claim, deferred=False) for claim in claims]
+
+    with pytest.raises(sqlite3.IntegrityError, match="no recipient that waits"):
+        bulk.record(one, records)
+    assert dump(one) == before
+
+    assert all(recorded.accepted for recorded in queue.Recording(records)(one))
+    assert [row[4] for row in dump(one)["recipients"]] == ["delivered"] * 3
+
+
+def test_several_deliveries_of_a_message_that_end_together_complete_it_once(databases):
+    """The last of them tells that it is completed, and the queue is shorter by one message."""
+    one, _ = databases
+    [dues] = bulk.enqueue(one, [acceptance(1, "a@example.net", "b@example.com", "c@example.org")])
+    claims = bulk.claim(one, [due.delivery_id for due in dues], "me", NOW, LATER)
+    recorded = bulk.record(one, [record_of(claim, deferred=False) for claim in claims])
+
+    assert [recorded[claim.id].completed for claim in claims] == [False, False, True]
+    assert dump(one)["counters"][0][1] == 0
+    assert dump(one)["contents"] == []
+
+
 def test_what_has_no_json_is_unusual(databases):
     """NUL and lone surrogates are no text to SQLite's JSON: they go row by row, where they are handled."""
     one, _ = databases
@@ -134,7 +166,7 @@ def test_what_has_no_json_is_unusual(databases):
         claims = bulk.claim(one, [due.delivery_id, another.delivery_id], "me", NOW, LATER)
         records = [record_of(claim, deferred=False) for claim in claims]
         bad = cancelled(NOW).model_copy(update={"reason": reason})
-        with pytest.raises(bulk.Unusual):
+        with pytest.raises(Unusual):
             bulk.record(one, [records[0], Record(claims[1], {"a@example.net": bad}, None, None)])
 
 
@@ -146,10 +178,10 @@ def test_a_large_content_is_stored_and_claimed_byte_for_byte(databases, size):
     large = acceptance(1, "a@example.net")
     large = replace(large, prepared=replace(large.prepared, content=content))
     if size > LARGE:
-        with pytest.raises(bulk.Unusual):
+        with pytest.raises(Unusual):
             bulk.enqueue(connection, [large])
     dues = queue.Enqueue([large, acceptance(2, "a@example.net")], None)(connection)
-    claims = queue.claim(connection, [due.delivery_id for due in dues], "me", NOW, LATER)
+    [claims] = queue.Claim.merge(connection, [queue.Claim([due.delivery_id for due in dues], "me", NOW, LATER)])
 
     assert {claim.message.message_id: claim.message.content for claim in claims}["1@example.org"] == content
     assert len(claims) == 2

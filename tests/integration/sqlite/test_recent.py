@@ -47,19 +47,19 @@ async def kept(database: sqlite3.Connection, *acceptances: Acceptance) -> tuple[
     return recent, [due.delivery_id for due in dues]
 
 
-def claim(database, ids, fresh):
-    with_it = queue.claim(database, ids, "me", NOW, LEASE, fresh)
-    queue.release(database, with_it, NOW)
-    without = queue.claim(database, ids, "me", NOW, LEASE)
-    queue.release(database, without, NOW)
-    return with_it, without
+def claim(database, ids, fresh, owner="me"):
+    """The claims of what a store has kept."""
+    [claims] = queue.Claim.merge(database, [queue.Claim(ids, owner, NOW, LEASE, fresh)])
+    return claims
 
 
 async def test_a_claim_of_what_was_just_accepted_is_the_same_as_if_it_were_read(database):
     """Every field, over several destinations, and deliveries of one message share it."""
     recent, ids = await kept(database, acceptance(1), acceptance(2))
 
-    with_it, without = claim(database, ids, recent.take(ids))
+    with_it = claim(database, ids, recent.take(ids))
+    queue.release(database, with_it, NOW)
+    without = claim(database, ids, {})
 
     assert with_it == without
     assert len(with_it) == 4
@@ -71,7 +71,7 @@ async def test_what_is_kept_is_taken_instead_of_what_is_read(database):
     recent, ids = await kept(database, acceptance(1))
     database.execute("DELETE FROM contents")
 
-    assert len(queue.claim(database, ids, "me", NOW, LEASE, recent.take(ids))) == 2
+    assert len(claim(database, ids, recent.take(ids))) == 2
 
 
 async def test_what_was_cancelled_since_is_not_claimed(database):
@@ -79,7 +79,7 @@ async def test_what_was_cancelled_since_is_not_claimed(database):
     recent, ids = await kept(database, acceptance(1), acceptance(2))
     queue.cancel(database, "1@example.org", NOW)
 
-    claims = queue.claim(database, ids, "me", NOW, LEASE, recent.take(ids))
+    claims = claim(database, ids, recent.take(ids))
 
     assert {claimed.message.message_id for claimed in claims} == {"2@example.org"}
 
@@ -87,10 +87,10 @@ async def test_what_was_cancelled_since_is_not_claimed(database):
 async def test_what_was_attempted_since_is_read_anew(database):
     """Its recipients may have results; only the store knows which."""
     recent, ids = await kept(database, acceptance(1))
-    queue.claim(database, ids, "somebody", NOW, LEASE)
+    claim(database, ids, {}, owner="somebody")
     queue.take_up(database, NOW)  # as after a crash
 
-    claims = queue.claim(database, ids, "me", NOW, LEASE, recent.take(ids))
+    claims = claim(database, ids, recent.take(ids))
 
     assert [claimed.attempt for claimed in claims] == [2, 2]
     assert {recipient.state for claimed in claims for recipient in claimed.recipients} == {"deferred"}
@@ -102,7 +102,7 @@ async def test_ids_of_another_message_are_read_anew(database, tmp_path):
     other = open_file(tmp_path / "other.db")
     queue.enqueue(other, [acceptance(9)], None)
 
-    claims = queue.claim(other, ids, "me", NOW, LEASE, recent.take(ids))
+    claims = claim(other, ids, recent.take(ids))
     other.close()
 
     assert {claimed.message.message_id for claimed in claims} == {"9@example.org"}

@@ -1,0 +1,94 @@
+"""What a batch writes, as triggers of temporary views: an INSERT into such a view does all of it in one step.
+
+Each step of a statement lets go of the interpreter's lock and has to get it back from the event loop's thread. With a
+statement for each table, a batch spent more time on that than on its rows, and made the event loop wait as often.
+
+The values are JSON: arrays of arrays, whose columns are numbered here as `_sqlite_bulk` writes them. A trigger fails as
+a whole, with nothing done.
+"""
+
+import sqlite3
+
+
+def make_batches(connection: sqlite3.Connection) -> None:
+    """Give a connection its views. They belong to it, and are no part of the file."""
+    for statement in (_ACCEPTED, _ACCEPT, _HELD, _RECORDED, _RECORD):
+        connection.execute(statement)
+
+
+def column(index: int) -> str:
+    """A column of the array that `json_each(...) AS j` gives."""
+    return f"json_extract(j.value, '$[{index}]')"
+
+
+def columns(number: int) -> str:
+    return ", ".join(column(index) for index in range(number))
+
+
+# messages: key, message_id, sender, smtputf8, eight_bit, queued_at, expires_at, number of recipients, where its content
+# begins in `contents`, its size. deliveries: id, message, destination, size, due_at, lane. recipients: delivery,
+# position, address, written.
+_ACCEPTED = """
+    CREATE TEMP VIEW accepted (messages, contents, deliveries, recipients, next_delivery) AS SELECT 0, 0, 0, 0, 0
+"""
+
+_ACCEPT = f"""
+    CREATE TEMP TRIGGER accept INSTEAD OF INSERT ON accepted BEGIN
+        INSERT INTO messages SELECT {columns(8)}, NULL, NULL FROM json_each(NEW.messages) AS j;
+        INSERT INTO contents SELECT {column(0)}, substr(NEW.contents, {column(8)}, {column(9)})
+            FROM json_each(NEW.messages) AS j;
+        INSERT INTO deliveries (id, message, destination, size, due_at, lane)
+            SELECT {columns(6)} FROM json_each(NEW.deliveries) AS j;
+        INSERT INTO recipients (delivery, position, address, written)
+            SELECT {columns(3)}, nullif({column(3)}, {column(2)}) FROM json_each(NEW.recipients) AS j;
+        UPDATE counters SET unfinished = unfinished + json_array_length(NEW.messages),
+            next_message = next_message + json_array_length(NEW.messages), next_delivery = NEW.next_delivery;
+    END
+"""
+
+# Those of the records whose claim holds, and whose message was not cancelled.
+_HELD = """
+    CREATE TEMP TABLE held (
+        delivery INTEGER PRIMARY KEY,
+        message INTEGER NOT NULL,
+        size INTEGER NOT NULL,
+        completes INTEGER NOT NULL DEFAULT 0
+    ) STRICT
+"""
+
+# records: delivery, owner, attempt, due_at, started_at, the attempt as JSON, number of recipients that are final now,
+# since when. results: delivery, address, state, the result as JSON, whether an attempt is counted.
+_RECORDED = "CREATE TEMP VIEW recorded (records, results) AS SELECT 0, 0"
+
+_RECORD = f"""
+    CREATE TEMP TRIGGER record INSTEAD OF INSERT ON recorded BEGIN
+        DELETE FROM held;
+        INSERT INTO held (delivery, message, size) SELECT d.id, d.message, d.size FROM json_each(NEW.records) AS j
+            CROSS JOIN deliveries AS d ON d.id = {column(0)} CROSS JOIN messages AS m ON m.key = d.message
+            WHERE d.owner = {column(1)} AND d.attempt = {column(2)} AND m.cancelled_at IS NULL;
+        INSERT INTO attempts (message, started_at, attempt) SELECT h.message, {column(4)}, {column(5)}
+            FROM json_each(NEW.records) AS j CROSS JOIN held AS h ON h.delivery = {column(0)}
+            WHERE {column(5)} IS NOT NULL;
+        UPDATE recipients SET state = new.state, result = new.result, attempts = attempts + new.counted
+            FROM (SELECT {column(0)} AS delivery, {column(1)} AS address, {column(2)} AS state, {column(3)} AS result,
+                {column(4)} AS counted FROM json_each(NEW.results) AS j) AS new
+            WHERE recipients.delivery = new.delivery AND recipients.address = new.address
+                AND recipients.state NOT IN ('delivered', 'failed') AND new.delivery IN (SELECT delivery FROM held);
+        SELECT raise(ABORT, 'a result has no recipient that waits for it') WHERE changes() <> (
+            SELECT count(*) FROM json_each(NEW.results) AS j CROSS JOIN held AS h ON h.delivery = {column(0)});
+        UPDATE deliveries SET owner = NULL, claimed_at = NULL, due_at = new.due_at
+            FROM (SELECT {column(0)} AS id, {column(3)} AS due_at FROM json_each(NEW.records) AS j) AS new
+            WHERE deliveries.id = new.id AND new.id IN (SELECT delivery FROM held);
+        UPDATE messages SET unfinished = unfinished - new.final,
+            completed_at = CASE WHEN unfinished <= new.final THEN new.at END
+            FROM (SELECT h.message AS key, sum({column(6)}) AS final, max({column(7)}) AS at
+                FROM json_each(NEW.records) AS j CROSS JOIN held AS h ON h.delivery = {column(0)}
+                WHERE {column(6)} > 0 GROUP BY h.message) AS new
+            WHERE messages.key = new.key AND completed_at IS NULL;
+        UPDATE held SET completes = 1 WHERE message IN (SELECT m.key FROM held AS h CROSS JOIN messages AS m
+            ON m.key = h.message WHERE m.completed_at IS NOT NULL AND EXISTS (
+            SELECT 1 FROM contents WHERE contents.message = m.key));
+        DELETE FROM contents WHERE message IN (SELECT message FROM held WHERE completes);
+        UPDATE counters SET unfinished = unfinished - changes();
+    END
+"""
