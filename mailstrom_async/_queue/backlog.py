@@ -94,7 +94,7 @@ class Backlog:
         """The store is about to be asked. The destinations of which it need not tell."""
         self._pushed_while_refilling = set()
         self._heap.begin_refill()
-        return self.lines.leave_out_full()
+        return self.lines.leave_out_long()
 
     def refill(self, entries: Iterable[Due], claimed: Container[int], *, complete: bool) -> None:
         """Take over what the store named; `complete`: it has no more."""

@@ -154,11 +154,13 @@ class ReadyLines:
         """How many deliveries of a destination may be claimed at a time."""
         return self._windows.get(destination, self._share.least)
 
-    def leave_out_full(self) -> set[str]:
-        """The destinations whose line is full. The store need not tell of more of theirs: they count as left out."""
-        full = {destination for destination, line in self._lines.items() if len(line) >= self._longest}
-        self._left_out |= full
-        return full
+    def leave_out_long(self) -> set[str]:
+        """The destinations that have enough in their line for now. The store need not tell of more of theirs: they
+        count as left out. Otherwise those that are nearly full would be told again and again, for the room of a few."""
+        enough = self._longest // 4
+        long = {destination for destination, line in self._lines.items() if len(line) > enough}
+        self._left_out |= long
+        return long
 
     def take_left_out(self) -> bool:
         """Whether deliveries were left to the store whose line has room again; asks for a refill, once."""

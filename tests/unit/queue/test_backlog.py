@@ -242,3 +242,26 @@ class TestBacklogOfALane:
         while backlog.lines.take(1000, MUCH):
             pass
         assert same or backlog.next_due_at is not None or backlog.wants_refill()
+
+
+def test_a_long_backlog_of_one_destination_is_read_about_once():
+    """Each time for room of thousands: to read thousands for the room of a few would take longer than to deliver."""
+    store = [Due(NOW + n * timedelta(microseconds=1), n, "long.example", 1) for n in range(30_000)]
+    now, backlog = NOW + timedelta(seconds=1), Backlog()
+    left, told, asked = {entry.delivery_id: entry for entry in store}, 0, 0
+    while left:
+        if backlog.wants_refill():
+            excluded = backlog.begin_refill()
+            limit = 4_000 + len(backlog.lines)
+            entries = [entry for entry in left.values() if entry.destination not in excluded][:limit]
+            backlog.refill(entries, (), complete=len(entries) < limit)
+            backlog.end_refill()
+            told, asked = told + len(entries), asked + 1
+            while backlog.line_up(now, ()):
+                pass
+        for entry in backlog.lines.take(100, MUCH):
+            del left[entry.delivery_id]
+            backlog.lines.finished(entry.destination, well=True)
+
+    assert told < 2 * len(store)
+    assert asked < 25

@@ -98,12 +98,12 @@ def test_what_finds_its_line_full_is_left_to_the_store_and_asked_for_when_there_
     assert not lines.take_left_out()
 
 
-def test_who_is_not_asked_for_because_the_line_is_full_is_asked_for_later():
+def test_who_is_not_asked_for_because_the_line_is_long_is_asked_for_later():
     """The store told nothing of them, so nobody else would remember."""
     lines = ReadyLines(Share(least=8, line=4))
-    lines.add([*many("a", 4), *many("b", 3, 10)])
+    lines.add([*many("a", 2), *many("b", 1, 10)])
 
-    assert lines.leave_out_full() == {"a"}
+    assert lines.leave_out_long() == {"a"}
     assert not lines.take_left_out()
     while lines.take(1, MUCH):
         pass
