@@ -1,9 +1,11 @@
 """A message as the store holds it and the wire carries it."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import Literal, NamedTuple, cast, get_args
+
+from mailstrom_async._immutable import immutable
 
 RecipientState = Literal["queued", "deferred", "delivered", "failed"]
 
@@ -20,7 +22,7 @@ def domain_of(address: str) -> str:
     return address.rpartition("@")[2].lower()
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@immutable()
 class PreparedEmail:
     """A composed email: byte for byte what goes on the wire, and the envelope it goes in.
 
@@ -64,7 +66,7 @@ def _stuff(lines: bytes) -> bytes:
     return b"." + stuffed if stuffed.startswith(b".") else stuffed
 
 
-@dataclass(frozen=True, repr=False)
+@immutable(slots=False)
 class QueuedMessage:
     """The part of a stored message that all its deliveries share. One object serves all claims of a batch.
 
@@ -150,7 +152,7 @@ class Due(NamedTuple):
     lane: Lane = "default"
 
 
-@dataclass(frozen=True, slots=True)
+@immutable()
 class Delivery:
     """One message's unfinished recipients at one destination, claimed by `owner` until its lease ends.
 

@@ -302,7 +302,8 @@ class Mailstrom:
     async def _accept(self, acceptances: list[Acceptance], connection: object | None) -> list[str]:
         if not acceptances:
             return []
-        acceptances = await self._composer.sign(acceptances)
+        if self._composer.signs:
+            acceptances = await self._composer.sign(acceptances)
         message_ids = [acceptance.prepared.message_id for acceptance in acceptances]
         if connection is not None:
             # Whether it is queued will be known when the transaction ends; then the store calls `watch`'s wake.

@@ -10,7 +10,7 @@ from email.message import EmailMessage
 from mailstrom_async._config import Config
 from mailstrom_async._email import Email
 from mailstrom_async._engine.signing import SigningPool
-from mailstrom_async._envelope import LANES, Lane, PreparedEmail
+from mailstrom_async._envelope import LANES, Lane
 from mailstrom_async._errors import InvalidEmail
 from mailstrom_async._message.addresses import load_validator
 from mailstrom_async._message.compose import Envelope, compose, domains_of, size_of
@@ -32,20 +32,23 @@ class Composer:
     """Composes and signs for one mailer, on the event loop on which it is opened."""
 
     def __init__(self, config: Config) -> None:
-        self._config = config
+        self._keys = config.dkim
+        self._helo_name = config.helo_name
+        self._limits = config.limits
+        self._lifetime = config.retry.lifetime
         self._domains = domains_of(config)
         self._tokens = Tokens()
         self._signing: SigningPool | None = None
 
     def __repr__(self) -> str:
-        return f"<Composer [{len(self._config.dkim)} keys]>"
+        return f"<Composer [{len(self._keys)} keys]>"
 
     async def open(self) -> None:
         """Raises DKIMKeyError."""
         load_validator()  # the first mail shall not hold the event loop up for it
         self._tokens = Tokens()  # what was left of an earlier life is known to the forks of this process, too
-        if self._config.dkim:
-            self._signing = SigningPool(await asyncio.to_thread(load_signers, self._config.dkim))
+        if self._keys:
+            self._signing = SigningPool(await asyncio.to_thread(load_signers, self._keys))
 
     async def aclose(self) -> None:
         """Whoever waits for a signature gets a MailerStateError."""
@@ -74,15 +77,16 @@ class Composer:
             raise InvalidEmail("not_before", "has no time zone; use an aware datetime")
         if expires_after is not None and expires_after <= timedelta(0):
             raise InvalidEmail("expires_after", "must be longer than nothing")
-        stamp = Stamp(now, self._tokens.next(), self._config.helo_name)
-
-        def write() -> PreparedEmail:
-            return compose(email, envelope, stamp, limits=self._config.limits, domains=self._domains)
-
-        prepared = await asyncio.to_thread(write) if _is_large(email, envelope) else write()
+        stamp = Stamp(now, self._tokens.next(), self._helo_name)
+        if _is_large(email, envelope):
+            prepared = await asyncio.to_thread(
+                compose, email, envelope, stamp, limits=self._limits, domains=self._domains
+            )
+        else:
+            prepared = compose(email, envelope, stamp, limits=self._limits, domains=self._domains)
         due_at = max(now, not_before) if not_before is not None else now
         try:
-            expires_at = due_at + (expires_after or self._config.retry.lifetime)
+            expires_at = due_at + (expires_after or self._lifetime)
         except OverflowError:
             raise InvalidEmail("expires_after", "ends behind the year 9999; give it less time") from None
         return Acceptance(prepared, now, due_at, expires_at, lane)
@@ -95,6 +99,11 @@ class Composer:
             if len(acceptances) % TURN == 0:
                 await asyncio.sleep(0)  # others have their turn
         return acceptances
+
+    @property
+    def signs(self) -> bool:
+        """There are keys."""
+        return self._signing is not None
 
     async def sign(self, acceptances: list[Acceptance]) -> list[Acceptance]:
         """The same with DKIM signatures, if there are keys. Raises MailerStateError."""

@@ -79,12 +79,14 @@ class Group(NamedTuple):
 Address = Mailbox | Group
 
 
-def mailboxes_of(addresses: Iterable[Address]) -> Iterable[Mailbox]:
+def mailboxes_of(addresses: Iterable[Address]) -> list[Mailbox]:
+    mailboxes: list[Mailbox] = []
     for address in addresses:
         if isinstance(address, Group):
-            yield from address.mailboxes
+            mailboxes += address.mailboxes
         else:
-            yield address
+            mailboxes.append(address)
+    return mailboxes
 
 
 def read_addresses(place: Place, value: str | Sequence[str], domains: Domains = FULL_NAMES) -> list[Address]:

@@ -27,7 +27,7 @@ def bulk_problems(email: Email, config: Config) -> list[str]:
     domains = domains_of(config)
 
     def named(field: str, value: Addresses) -> list[Mailbox]:
-        return list(mailboxes_of(read_addresses(Place(field), value, domains)))
+        return mailboxes_of(read_addresses(Place(field), value, domains))
 
     authors = named("from_", email.from_)
     problems = _unsubscribing(email)

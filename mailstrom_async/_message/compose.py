@@ -1,7 +1,7 @@
 """From what an author hands in to what is stored and sent, byte for byte."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from email.message import EmailMessage
 from typing import NamedTuple
 
@@ -29,7 +29,7 @@ URL_LIMIT = 900
 FROM, SENDER, REPLY_TO = Place("from_"), Place("sender"), Place("reply_to")
 TO, CC, BCC, RECIPIENTS = Place("to"), Place("cc"), Place("bcc"), Place("recipients")
 SUBJECT, DATE, MESSAGE_ID = Place("subject"), Place("date"), Place("message_id")
-HEADERS = Place("headers")
+EMAIL, HEADERS = Place("email"), Place("headers")
 
 # What has a field of `Email`, or none at all because we write it: as a custom header it would be there twice.
 ELSEWHERE = {
@@ -103,7 +103,8 @@ def compose(
         written = _write(email, stamp, size, domains)
     else:
         written = _complete(email, stamp, size, domains)
-    _check_size(len(written.content), size)
+    content = written.content
+    _check_size(len(content), size)
     sender = _reverse_path(envelope, written, domains)
     recipients = _forward_paths(envelope, written, domains)
     if len(recipients) > limits.recipients:
@@ -112,15 +113,14 @@ def compose(
             f"{len(recipients)} recipients, and {limits.recipients} are allowed; send several messages, or raise "
             "Limits.recipients"
         )
-    addresses = tuple(mailbox.address for mailbox in recipients)
     return PreparedEmail(
         message_id=written.message_id,
         sender=sender,
-        recipients=addresses,
-        content=written.content,
+        recipients=tuple([mailbox.address for mailbox in recipients]),
+        content=content,
         smtputf8=written.smtputf8 or not sender.isascii(),
-        eight_bit=not written.content.isascii(),
-        written=tuple(mailbox.written for mailbox in recipients),
+        eight_bit=not content.isascii(),
+        written=tuple([mailbox.written for mailbox in recipients]),
     )
 
 
@@ -132,7 +132,7 @@ def _reverse_path(envelope: Envelope, written: _Written, domains: Domains) -> st
     return written.sender.address
 
 
-def _forward_paths(envelope: Envelope, written: _Written, domains: Domains) -> list[Mailbox]:
+def _forward_paths(envelope: Envelope, written: _Written, domains: Domains) -> Sequence[Mailbox]:
     if envelope.recipients is None:
         recipients = _distinct(written.recipients)
         if not recipients:
@@ -140,14 +140,16 @@ def _forward_paths(envelope: Envelope, written: _Written, domains: Domains) -> l
         return recipients
     if isinstance(envelope.recipients, str):
         raise RECIPIENTS.error("must be a list of addresses, not a single text")
-    recipients = _distinct(read_bare(RECIPIENTS, recipient, domains) for recipient in envelope.recipients)
+    recipients = _distinct([read_bare(RECIPIENTS, recipient, domains) for recipient in envelope.recipients])
     if not recipients:
         raise RECIPIENTS.error("is empty; name a recipient, or leave it out for To, Cc and Bcc")
     return recipients
 
 
-def _distinct(mailboxes: Iterable[Mailbox]) -> list[Mailbox]:
+def _distinct(mailboxes: Sequence[Mailbox]) -> Sequence[Mailbox]:
     """Each mailbox once, as it was first written."""
+    if len(mailboxes) < 2:  # as of most mail
+        return mailboxes
     distinct: dict[tuple[str, str], Mailbox] = {}
     for mailbox in mailboxes:
         distinct.setdefault(mailbox.identity, mailbox)
@@ -179,7 +181,7 @@ def _write(email: Email, stamp: Stamp, message_size: int, domains: Domains) -> _
     fields.append(f"Date: {format_date(DATE, email.date or stamp.now)}\r\nMessage-ID: <{message_id}>\r\n")
     fields += _threading(email) + _unsubscribing(email) + _custom_fields(email)
     fields.append("MIME-Version: 1.0\r\n")
-    recipients = list(mailboxes_of([*to, *cc, *bcc]))
+    recipients = mailboxes_of([*to, *cc, *bcc])
     header = "".join(fields)
     return _Written(
         message_id,
@@ -254,19 +256,18 @@ def _complete(email: EmailMessage | bytes, stamp: Stamp, message_size: int, doma
         raise TypeError(f"email must be an Email, an EmailMessage or bytes, and is a {type(email).__name__}")
     _check_size(len(content), message_size)
     message = foreign.take_apart(content, domains)
-    authors = message.mailboxes(foreign.FROM)
-    senders = message.mailboxes(foreign.SENDER)
+    senders = message.mailboxes("sender", "from")
     return _Written(
         message.message_id or stamp.message_id,
         message.write(stamp),
-        next(iter([*senders, *authors]), None),
-        foreign.recipients_of(message),
+        senders[0] if senders else None,
+        message.mailboxes("to", "cc", "bcc"),
         not message.visible_ascii,
     )
 
 
 def _check_size(size: int, message_size: int) -> None:
     if size > message_size:
-        raise Place("email").error(
+        raise EMAIL.error(
             f"has about {size} bytes, and {message_size} are allowed; send less, or raise Limits.message_size"
         )

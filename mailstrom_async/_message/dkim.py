@@ -106,7 +106,7 @@ def author_domain(fields: Sequence[tuple[str, bytes]]) -> str | None:
     value = raw.partition(b":")[2].replace(b"\r\n", b"").decode(errors="replace")
     try:
         authors = read_addresses(Place("email", "From"), value, ANY)
-        return next((mailbox.domain for mailbox in mailboxes_of(authors)), None)
+        return next(iter([mailbox.domain for mailbox in mailboxes_of(authors)]), None)
     except InvalidEmail:
         return None
 

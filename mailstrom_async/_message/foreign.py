@@ -1,17 +1,19 @@
 """Messages that callers hand in whole: checked, completed, and otherwise left as they are, byte for byte."""
 
 import re
-from collections.abc import Container, Iterator
+from collections import Counter
+from collections.abc import Container, Mapping, Sequence
 from typing import NamedTuple
 
 from mailstrom_async._message.addresses import FULL_NAMES, Domains, Mailbox, mailboxes_of, read_addresses
 from mailstrom_async._message.ids import Stamp, foreign_id, format_date
-from mailstrom_async._message.lines import LINE_LIMIT, WithCRLF, bytes_to_crlf, join, long_line
+from mailstrom_async._message.lines import LINE_LIMIT, WithCRLF, bytes_to_crlf, is_in_crlf, join, long_line
 from mailstrom_async._message.place import Place
 from mailstrom_async._message.words import check_text
 
 MESSAGE = Place("email")
-FROM, SENDER, TO, CC, BCC = (Place("email", header) for header in ("From", "Sender", "To", "Cc", "Bcc"))
+MESSAGE_ID = Place("email", "Message-ID")
+ADDRESS_FIELDS = {name.lower(): Place("email", name) for name in ("From", "Sender", "To", "Cc", "Bcc")}
 
 HEADER_LIMIT = 4 * 1024 * 1024
 """Octets: room for a hundred thousand recipients."""
@@ -29,16 +31,16 @@ _NEXT_FIELD = re.compile(rb"\r\n(?![ \t])")
 _END_OF_HEADER = re.compile(rb"(?:\r\n|\r(?!\n)|\n)(?P<empty>\r\n|\r|\n)")
 
 
-# One field of nothing but printable ASCII, as nearly all are, its further lines not blank. No two parts could take the
-# same text, so it looks back no farther than the line.
-_PLAIN_FIELD = re.compile(r"([!-9;-~]+):([\t -~]*(?:\r\n[\t ]+[!-~][\t -~]*)*)\r\n")
+# One field of nothing but printable ASCII, as nearly all are, its further lines not blank; or, where there is no such,
+# all that is left. It never looks back.
+_PLAIN_FIELD = re.compile(r"([!-9;-~]++):([\t -~]*+(?:\r\n[\t ]++[!-~][\t -~]*+)*+)\r\n|(?s:.++)")
 
 
 class Foreign(NamedTuple):
     """A message taken apart as far as we need it.
 
     Attributes:
-        values: The unfolded value of each field that occurs, by lower-case name.
+        values: The value of each field that occurs, by lower-case name, still folded.
         header: The fields, with the end of the last one.
         whole: All of it, as it was handed in.
         body_at: Where the body begins in that.
@@ -46,22 +48,25 @@ class Foreign(NamedTuple):
         domains: What addresses may have behind the @.
     """
 
-    values: dict[str, str]
+    values: Mapping[str, str]
     header: bytes
     whole: bytes
     body_at: int
     in_order: bool
     domains: Domains
 
-    def mailboxes(self, place: Place) -> list[Mailbox]:
-        """The addresses of a field; none if it is missing."""
-        value = self.values.get(place.header.lower())
-        return list(mailboxes_of(read_addresses(place, value, self.domains))) if value else []
+    def mailboxes(self, *names: str) -> list[Mailbox]:
+        """The addresses of these ADDRESS_FIELDS; none of those that are missing."""
+        mailboxes: list[Mailbox] = []
+        for name in names:
+            if (value := self.values.get(name)) is not None:
+                mailboxes += mailboxes_of(read_addresses(ADDRESS_FIELDS[name], _unfolded(value), self.domains))
+        return mailboxes
 
     @property
     def message_id(self) -> str | None:
         value = self.values.get("message-id")
-        return foreign_id(Place("email", "Message-ID"), value) if value is not None else None
+        return foreign_id(MESSAGE_ID, _unfolded(value)) if value is not None else None
 
     @property
     def visible_ascii(self) -> bool:
@@ -108,7 +113,7 @@ def take_apart(content: bytes, domains: Domains = FULL_NAMES) -> Foreign:
         raise MESSAGE.error("contains a NUL, which no mail may; encode the part that has it as base64")
     if content.startswith((b"\r", b"\n")) or not content:
         raise MESSAGE.error("has no header; it must begin with fields such as From:")
-    unchanged = WithCRLF(content).unchanged
+    unchanged = is_in_crlf(content)
     if unchanged:
         _check_lines(content)
         end = content.find(b"\r\n\r\n") + 2
@@ -121,11 +126,12 @@ def take_apart(content: bytes, domains: Domains = FULL_NAMES) -> Foreign:
     if end > HEADER_LIMIT:
         raise MESSAGE.error(f"has a header of more than {HEADER_LIMIT} octets; is there a blank line behind it?")
     header = content[:end] if unchanged else bytes_to_crlf(content[:end])
-    values: dict[str, str] = {}
-    for name, value in _plain_fields(header) or _fields(header):
-        if name in values and name in ONCE:
-            raise MESSAGE.error(f"has the header field {name} twice; keep one")
-        values.setdefault(name, value)
+    fields = _plain_fields(header) or _fields(header)
+    values = {name.lower(): value for name, value in fields}
+    if len(values) < len(fields):
+        times = Counter([name.lower() for name, _ in fields])
+        if twice := next((name for name in times if times[name] > 1 and name in ONCE), None):
+            raise MESSAGE.error(f"has the header field {twice} twice; keep one")
     if "from" not in values:
         raise MESSAGE.error("has no From header field; add the author's address")
     return Foreign(values, header, content, body_at, unchanged and body_at > end, domains)
@@ -138,24 +144,16 @@ def _check_lines(content: bytes) -> None:
         )
 
 
-def _plain_fields(header: bytes) -> list[tuple[str, str]] | None:
-    """The lower-case name and the unfolded value of each field; None: there is something that is to be looked at more
+def _plain_fields(header: bytes) -> Sequence[tuple[str, str]] | None:
+    """The name and the value of each field, as they were written; None: there is something that is to be looked at more
     closely."""
     if not header.isascii():
         return None
-    text, position = header.decode("ascii"), 0
-    fields: list[tuple[str, str]] = []
-    while position < len(text):
-        match = _PLAIN_FIELD.match(text, position)
-        if match is None:
-            return None
-        name, value = match.groups()
-        fields.append((name.lower(), value.replace("\r\n", "").strip(" \t")))
-        position = match.end()
-    return fields
+    fields: list[tuple[str, str]] = _PLAIN_FIELD.findall(header.decode("ascii"))
+    return fields if fields and fields[-1][0] else None
 
 
-def _fields(header: bytes) -> Iterator[tuple[str, str]]:
+def _fields(header: bytes) -> Sequence[tuple[str, str]]:
     """As `_plain_fields`, of any header.
 
     Raises:
@@ -163,12 +161,11 @@ def _fields(header: bytes) -> Iterator[tuple[str, str]]:
     """
     if _BLANK_LINE.search(header) is not None:
         raise MESSAGE.error("has a line of nothing but blanks in its header; remove it")
-    return map(_field, _NEXT_FIELD.split(header.removesuffix(b"\r\n")))
+    return [_field(raw) for raw in _NEXT_FIELD.split(header.removesuffix(b"\r\n"))]
 
 
-def recipients_of(message: Foreign) -> list[Mailbox]:
-    """Those whom the header names, hidden ones included."""
-    return [mailbox for place in (TO, CC, BCC) for mailbox in message.mailboxes(place)]
+def _unfolded(value: str) -> str:
+    return value.replace("\r\n", "").strip(" \t")
 
 
 def _field(raw: bytes) -> tuple[str, str]:
@@ -184,8 +181,8 @@ def _field(raw: bytes) -> tuple[str, str]:
     name = match[1].decode("ascii")
     place = Place("email", name)
     try:
-        value = match[2].replace(b"\r\n", b"").decode().strip(" \t")
+        value = match[2].decode()
     except UnicodeDecodeError:
         raise place.error("is not UTF-8; encode it (RFC 2047)") from None
-    check_text(place, value)
-    return name.lower(), value
+    check_text(place, _unfolded(value))
+    return name, value

@@ -88,10 +88,18 @@ class WithCRLF:
             yield b"\r\n"
 
 
+def is_in_crlf(content: bytes) -> bool:
+    """Whether all its line ends are CRLF, and one is at its end."""
+    if len(content) > BLOCK:
+        return WithCRLF(content).unchanged
+    # A line ends at a CR, an LF, or both, which are two octets, as no other end is. (Counting all three takes longer.)
+    lines = content.splitlines()
+    return sum(map(len, lines)) + 2 * len(lines) == len(content)
+
+
 def bytes_to_crlf(content: bytes) -> bytes:
     """Content with all its line ends made CRLF, and one at its end. The same object if it was so already."""
-    mended = WithCRLF(content)
-    return content if mended.unchanged else join([mended])
+    return content if is_in_crlf(content) else join([WithCRLF(content)])
 
 
 def blocks_of_lines(content: bytes, start: int = 0) -> Iterator[bytes]:

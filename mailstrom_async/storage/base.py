@@ -10,17 +10,17 @@ store, so a restart neither forgets nor hurries.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol, runtime_checkable
 
 from mailstrom_async._envelope import Delivery, Lane, PreparedEmail
 from mailstrom_async._envelope import Due as Due
+from mailstrom_async._immutable import immutable
 from mailstrom_async._queue.portion import Portion as Portion
 from mailstrom_async._status import Attempt, Deferred, Delivered, Failed, MessageStatus
 
 
-@dataclass(frozen=True, slots=True)
+@immutable()
 class Acceptance:
     """A prepared email together with what the queue decided about it.
 
@@ -37,7 +37,7 @@ class Acceptance:
     lane: Lane = "default"
 
 
-@dataclass(frozen=True, slots=True)
+@immutable()
 class Record:
     """What an attempt did to a delivery, to be written only while the claim still holds.
 
@@ -53,7 +53,7 @@ class Record:
     attempt: Attempt | None
 
 
-@dataclass(frozen=True, slots=True)
+@immutable()
 class Recorded:
     """What the store made of a `Record`.
 

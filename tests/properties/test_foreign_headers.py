@@ -20,16 +20,21 @@ def test_what_is_found_at_a_glance_is_what_there_is(header: bytes):
     found = _plain_fields(header)
 
     try:
-        expected = list(_fields(header))
+        expected = _fields(header)
     except InvalidEmail:
         assert found is None
         return
     assert found is None or found == expected
 
 
-@given(st.lists(st.tuples(st.from_regex("[!-9;-~]{1,9}", fullmatch=True), st.from_regex("[ -~]{0,9}", fullmatch=True))))
+@given(
+    st.lists(
+        st.tuples(st.from_regex("[!-9;-~]{1,9}", fullmatch=True), st.from_regex("[ -~]{0,9}", fullmatch=True)),
+        min_size=1,
+    )
+)
 def test_a_plain_header_is_read_at_a_glance(fields: list[tuple[str, str]]):
     """Whatever its names and values are."""
     header = "".join(f"{name}:{value}\r\n" for name, value in fields).encode()
 
-    assert _plain_fields(header) == [(name.lower(), value.strip()) for name, value in fields]
+    assert _plain_fields(header) == fields

@@ -8,9 +8,9 @@ from mailstrom_async._message import lines
 from mailstrom_async._message.lines import WithCRLF, bytes_to_crlf, join
 
 
-@pytest.mark.parametrize("block", [1, 2, 3, 5])
+@pytest.mark.parametrize("block", [1, 2, 3, 5, 100])
 def test_line_ends_are_mended_across_the_blocks(monkeypatch, block):
-    """Row D17: a CRLF between two blocks is one line end; every text of six such octets."""
+    """Row D17: a CRLF between two blocks is one line end; every text of six such octets, in one block or several."""
     monkeypatch.setattr(lines, "BLOCK", block)
     for octets in product(b"a\r\n", repeat=6):
         content = bytes(octets)
