@@ -421,7 +421,7 @@ class Mailstrom:
         )
         if status.completed and not before.completed:
             self._broadcast.publish([MessageCompleted(message_id=message_id)])
-        self._broadcast.touch([message_id])
+        self._broadcast.touch(message_id)
         return status
 
     async def retry_now(self, message_id: str) -> None:

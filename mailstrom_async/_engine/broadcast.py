@@ -89,6 +89,11 @@ class Broadcast:
             if not watchers and self._watchers.get(message_id) is watchers:
                 del self._watchers[message_id]
 
+    @property
+    def has_readers(self) -> bool:
+        """Somebody reads events."""
+        return bool(self._subscriptions)
+
     def wants(self, kind: type[Event]) -> bool:
         """Whether somebody reads events of this type: many an event need not even be made."""
         wanted = self._wanted.get(kind)
@@ -97,19 +102,14 @@ class Broadcast:
         return wanted
 
     def publish(self, events: Iterable[Event]) -> None:
-        if not self._subscriptions:
-            return
         for event in events:
             for subscription in self._subscriptions:
                 subscription.offer(event)
 
-    def touch(self, message_ids: Iterable[str]) -> None:
-        """Something was recorded of these messages."""
-        if not self._watchers:
-            return
-        for message_id in message_ids:
-            for changed in self._watchers.get(message_id, ()):
-                changed.set()
+    def touch(self, message_id: str) -> None:
+        """Something was recorded of this message."""
+        for changed in self._watchers.get(message_id, ()):
+            changed.set()
 
     def end(self) -> None:
         """Nothing more will be recorded: readers finish, waiters look a last time."""

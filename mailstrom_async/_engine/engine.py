@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from random import Random
 
@@ -122,7 +122,7 @@ class Engine:
         self._grace = min(self._grace, grace)
         self._draining.deadline = min(self._draining.deadline, anyio.current_time() + grace.total_seconds())
 
-    def queued(self, entries: Iterable[Due]) -> None:
+    def queued(self, entries: Sequence[Due]) -> None:
         """Deliveries are in the store, due then."""
         if self._scheduler is not None:
             self._scheduler.push(entries)
@@ -136,7 +136,7 @@ class Engine:
         """How it goes with each site."""
         return self._sites.status() if self._sites is not None else []
 
-    def hastened(self, entries: Iterable[Due]) -> None:
+    def hastened(self, entries: Sequence[Due]) -> None:
         """Deliveries are due now because somebody asked for it, who wants to see attempts."""
         if self._sites is not None:
             self._sites.resume()
@@ -244,8 +244,9 @@ class Engine:
             self._tell(message_id, Recorded(accepted=True, results=failed, due=None, completed=completed))
 
     def _tell(self, message_id: str, recorded: Recorded) -> None:
-        self._broadcast.publish(events_of(message_id, recorded, self._broadcast.wants))
-        self._broadcast.touch([message_id])
+        if self._broadcast.has_readers:
+            self._broadcast.publish(events_of(message_id, recorded, self._broadcast.wants))
+        self._broadcast.touch(message_id)
 
     def _portion_changed(self) -> None:
         if self._sites is not None:
@@ -301,16 +302,18 @@ async def _run(run: Callable[[], Awaitable[None]], done: anyio.Event) -> None:
         done.set()
 
 
-def events_of(message_id: str, recorded: Recorded, wanted: Callable[[type[Event]], bool]) -> Iterator[Event]:
+def events_of(message_id: str, recorded: Recorded, wanted: Callable[[type[Event]], bool]) -> list[Event]:
     """What to tell of a record, as far as somebody wants to know."""
+    events: list[Event] = []
     for address, result in recorded.results.items():
         if result.state == "delivered":
             if wanted(RecipientDelivered):
-                yield RecipientDelivered(message_id=message_id, address=address, result=result)
+                events.append(RecipientDelivered(message_id=message_id, address=address, result=result))
         elif result.state == "deferred":
             if wanted(RecipientDeferred):
-                yield RecipientDeferred(message_id=message_id, address=address, result=result)
+                events.append(RecipientDeferred(message_id=message_id, address=address, result=result))
         elif wanted(RecipientFailed):
-            yield RecipientFailed(message_id=message_id, address=address, result=result)
+            events.append(RecipientFailed(message_id=message_id, address=address, result=result))
     if recorded.completed and wanted(MessageCompleted):
-        yield MessageCompleted(message_id=message_id)
+        events.append(MessageCompleted(message_id=message_id))
+    return events

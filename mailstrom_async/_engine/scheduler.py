@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
 from mailstrom_async._clock import Clock
@@ -63,7 +63,7 @@ class Scheduler:
         self._look_wanted = False
         self._look_at = clock.now() + LOOK_EVERY if storage.shared else None
 
-    def push(self, entries: Iterable[Due]) -> None:
+    def push(self, entries: Sequence[Due]) -> None:
         """These deliveries are due then, whatever was known of them before."""
         self._backlogs.push(entries, self._clock.now())
         self._wake.set()

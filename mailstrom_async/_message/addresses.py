@@ -89,7 +89,7 @@ def mailboxes_of(addresses: Iterable[Address]) -> list[Mailbox]:
     return mailboxes
 
 
-def read_addresses(place: Place, value: str | Sequence[str], domains: Domains = FULL_NAMES) -> list[Address]:
+def read_addresses(place: Place, value: str | Sequence[str], domains: Domains = FULL_NAMES) -> Sequence[Address]:
     """All the addresses of a field: a text with one or several, or a sequence of such texts.
 
     A text of nothing but blanks has none; an empty entry of a list, though, is a mistake that somebody made.
@@ -98,7 +98,7 @@ def read_addresses(place: Place, value: str | Sequence[str], domains: Domains = 
         InvalidEmail: With the address at fault.
     """
     if isinstance(value, str):
-        return list(_read(place, value, domains)) if value.strip(" \t") else []
+        return _read(place, value, domains) if value.strip(" \t") else ()
     return [address for text in value for address in _read(place, text, domains)]
 
 

@@ -105,10 +105,10 @@ def author_domain(fields: Sequence[tuple[str, bytes]]) -> str | None:
     raw = next((raw for name, raw in fields if name == "from"), b"")
     value = raw.partition(b":")[2].replace(b"\r\n", b"").decode(errors="replace")
     try:
-        authors = read_addresses(Place("email", "From"), value, ANY)
-        return next(iter([mailbox.domain for mailbox in mailboxes_of(authors)]), None)
+        authors = mailboxes_of(read_addresses(Place("email", "From"), value, ANY))
     except InvalidEmail:
         return None
+    return authors[0].domain if authors else None
 
 
 def signature(fields: Sequence[tuple[str, bytes]], body_hash: bytes, signer: Signer, now: datetime) -> bytes:

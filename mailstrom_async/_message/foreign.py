@@ -24,7 +24,7 @@ ONCE = frozenset(
     {"from", "sender", "reply-to", "to", "cc", "bcc", "message-id", "in-reply-to", "references", "subject", "date"}
 )
 
-_FIELD = re.compile(rb"([!-9;-~]+):(.*)", re.DOTALL)
+_FIELD = re.compile(rb"([!-9;-~]+):[\t ]*(.*)", re.DOTALL)
 # Readers differ on whether such a line ends the header, and so on what is a field.
 _BLANK_LINE = re.compile(rb"\r\n[ \t]+\r\n")
 _NEXT_FIELD = re.compile(rb"\r\n(?![ \t])")
@@ -33,14 +33,14 @@ _END_OF_HEADER = re.compile(rb"(?:\r\n|\r(?!\n)|\n)(?P<empty>\r\n|\r|\n)")
 
 # One field of nothing but printable ASCII, as nearly all are, its further lines not blank; or, where there is no such,
 # all that is left. It never looks back.
-_PLAIN_FIELD = re.compile(r"([!-9;-~]++):([\t -~]*+(?:\r\n[\t ]++[!-~][\t -~]*+)*+)\r\n|(?s:.++)")
+_PLAIN_FIELD = re.compile(r"([!-9;-~]++):[\t ]*+([\t -~]*+(?:\r\n[\t ]++[!-~][\t -~]*+)*+)\r\n|(?s:.++)")
 
 
 class Foreign(NamedTuple):
     """A message taken apart as far as we need it.
 
     Attributes:
-        values: The value of each field that occurs, by lower-case name, still folded.
+        values: The value of each field that occurs, by lower-case name, still folded, without the blanks before it.
         header: The fields, with the end of the last one.
         whole: All of it, as it was handed in.
         body_at: Where the body begins in that.
@@ -59,14 +59,15 @@ class Foreign(NamedTuple):
         """The addresses of these ADDRESS_FIELDS; none of those that are missing."""
         mailboxes: list[Mailbox] = []
         for name in names:
-            if (value := self.values.get(name)) is not None:
-                mailboxes += mailboxes_of(read_addresses(ADDRESS_FIELDS[name], _unfolded(value), self.domains))
+            if value := self.values.get(name):
+                unfolded = value.replace("\r\n", "")
+                mailboxes += mailboxes_of(read_addresses(ADDRESS_FIELDS[name], unfolded, self.domains))
         return mailboxes
 
     @property
     def message_id(self) -> str | None:
         value = self.values.get("message-id")
-        return foreign_id(MESSAGE_ID, _unfolded(value)) if value is not None else None
+        return foreign_id(MESSAGE_ID, value.replace("\r\n", "")) if value is not None else None
 
     @property
     def visible_ascii(self) -> bool:
@@ -145,8 +146,8 @@ def _check_lines(content: bytes) -> None:
 
 
 def _plain_fields(header: bytes) -> Sequence[tuple[str, str]] | None:
-    """The name and the value of each field, as they were written; None: there is something that is to be looked at more
-    closely."""
+    """The name and the value of each field, as in `Foreign` but for the case of the name; None: there is something that
+    is to be looked at more closely."""
     if not header.isascii():
         return None
     fields: list[tuple[str, str]] = _PLAIN_FIELD.findall(header.decode("ascii"))
@@ -162,10 +163,6 @@ def _fields(header: bytes) -> Sequence[tuple[str, str]]:
     if _BLANK_LINE.search(header) is not None:
         raise MESSAGE.error("has a line of nothing but blanks in its header; remove it")
     return [_field(raw) for raw in _NEXT_FIELD.split(header.removesuffix(b"\r\n"))]
-
-
-def _unfolded(value: str) -> str:
-    return value.replace("\r\n", "").strip(" \t")
 
 
 def _field(raw: bytes) -> tuple[str, str]:
@@ -184,5 +181,5 @@ def _field(raw: bytes) -> tuple[str, str]:
         value = match[2].decode()
     except UnicodeDecodeError:
         raise place.error("is not UTF-8; encode it (RFC 2047)") from None
-    check_text(place, _unfolded(value))
+    check_text(place, value.replace("\r\n", ""))
     return name, value

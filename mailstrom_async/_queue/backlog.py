@@ -4,7 +4,7 @@ Each lane has a way of its own, so that nothing of another one stands before it:
 part of what the store has, nor in the windows of its destinations.
 """
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from datetime import datetime
 
 from mailstrom_async._envelope import LANES, Due, Lane
@@ -37,9 +37,8 @@ class Backlog:
         self._refill_asked = True
         self._pushed_while_refilling: set[int] | None = None
 
-    def push(self, entries: Iterable[Due], now: datetime) -> None:
+    def push(self, entries: Sequence[Due], now: datetime) -> None:
         """These deliveries are due then, whatever was known of them before."""
-        entries = list(entries)
         if self._pushed_while_refilling is not None:
             self._pushed_while_refilling.update(entry.delivery_id for entry in entries)
         room = self._room
@@ -53,8 +52,10 @@ class Backlog:
                 due.append(entry)
             else:
                 later.append(entry)
-        self.lines.follow(due)
-        self._heap.push(later)
+        if due:
+            self.lines.follow(due)
+        if later:
+            self._heap.push(later)
 
     def _is_news(self, entry: Due, room: int) -> bool:
         """New mail for a destination that nothing waits for does not wait behind the backlog of all others."""
@@ -134,9 +135,8 @@ class Backlogs:
         self._kept = memory // KEPT_OF_MEMORY
         self._memory = memory - self._kept
 
-    def push(self, entries: Iterable[Due], now: datetime) -> None:
+    def push(self, entries: Sequence[Due], now: datetime) -> None:
         """As `Backlog.push`, each to its lane."""
-        entries = list(entries)
         if len(entries) == 1:  # as when somebody sends one mail
             self.lanes[entries[0].lane].push(entries, now)
             return

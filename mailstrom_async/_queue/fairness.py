@@ -65,7 +65,7 @@ class ReadyLines:
             line = self._lines.get(entry.destination)
             if line is None:
                 line = self._lines[entry.destination] = deque()
-            if len(line) >= self._longest:
+            if len(line) >= self._share.line and len(line) >= self._longest:
                 self._left_out.add(entry.destination)
                 continue
             line.append(entry)
@@ -73,7 +73,8 @@ class ReadyLines:
 
     def follow(self, entries: Iterable[Due]) -> None:
         """Line new deliveries up, behind all others of their destination: also behind those that the store has."""
-        self.add(entry for entry in entries if entry.destination not in self._left_out)
+        left_out = self._left_out
+        self.add([entry for entry in entries if entry.destination not in left_out] if left_out else entries)
 
     def knows(self, destination: str) -> bool:
         """Whether anything waits for a destination, here or, left out, in the store."""
@@ -94,9 +95,12 @@ class ReadyLines:
             self._lines.move_to_end(large.destination, last=False)
             if large.size > size:
                 return taken  # until it has room, or goes alone as the `first`
-        while self._lines and len(taken) < min(count, free) and idle < len(self._lines):
-            destination, line = next(iter(self._lines.items()))
-            self._lines.move_to_end(destination)
+        lines = self._lines
+        left = min(count, free)
+        while left > 0 and idle < len(lines):
+            destination, line = next(iter(lines.items()))
+            if len(lines) > 1:
+                lines.move_to_end(destination)
             if not self._is_open(destination, free - len(taken)):
                 idle += 1
                 continue
@@ -105,6 +109,7 @@ class ReadyLines:
                 idle += 1
                 continue
             idle = 0
+            left -= 1
             entry = self._claim_first(destination)
             size -= entry.size
             taken.append(entry)
@@ -131,10 +136,13 @@ class ReadyLines:
             self._claimed[destination] = claimed
         else:
             self._claimed.pop(destination, None)
-        window = self.window(destination)
-        if well is not None:
-            window = min(window + 1, self._share.most) if well else max(window // 2, self._share.least)
-        if window > self._share.least and (claimed > 0 or destination in self._lines):
+        least = self._share.least
+        window = self._windows.get(destination, least)
+        if well:
+            window = min(window + 1, self._share.most)
+        elif well is not None:
+            window = max(window // 2, least)
+        if window > least and (claimed > 0 or destination in self._lines):
             self._windows[destination] = window
         else:
             # Also what a destination earned is forgotten when it has nothing more: nothing is kept for each domain.
@@ -178,13 +186,16 @@ class ReadyLines:
     def _is_open(self, destination: str, free: int = sys.maxsize) -> bool:
         if destination in self._held:
             return False
-        return self._claimed.get(destination, 0) < min(self.window(destination), free)
+        claimed = self._claimed.get(destination, 0)
+        return claimed < free and claimed < self._windows.get(destination, self._share.least)
 
     def _claim_first(self, destination: str) -> Due:
-        entry = self._lines[destination].popleft()
+        line = self._lines[destination]
+        entry = line.popleft()
         self._waiting.discard(entry.delivery_id)
         self._claimed[destination] = self._claimed.get(destination, 0) + 1
-        self._drop_if_empty(destination)
+        if not line:
+            del self._lines[destination]
         return entry
 
     def _note_large(self, entry: Due) -> None:
@@ -198,7 +209,3 @@ class ReadyLines:
         if large is None or self._takes - self._large_since < PATIENCE or large.delivery_id not in self._waiting:
             return None
         return large if self._is_open(large.destination) else None
-
-    def _drop_if_empty(self, destination: str) -> None:
-        if not self._lines[destination]:
-            del self._lines[destination]

@@ -1,7 +1,5 @@
 """What was accepted a moment ago, kept in memory: most of it is claimed in the next one, and need not be read again."""
 
-import asyncio
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,7 +12,8 @@ ROOM = 32 * 1024 * 1024
 LARGE = 256 * 1024
 """Bytes of a content from which on reading it again costs little beside sending it."""
 KEPT_SECONDS = 60.0
-"""What is not claimed by then waits for something, and is read when its time comes."""
+"""What is not claimed by then waits for something, and is read when its time comes: it is kept for no more than twice
+as long."""
 
 
 class Fresh(NamedTuple):
@@ -23,7 +22,6 @@ class Fresh(NamedTuple):
     acceptance: Acceptance
     destination: str
     positions: Sequence[int]
-    until: float
 
     def claimed(self, delivery_id: int, owner: str, message: QueuedMessage) -> Delivery:
         recipients = self.acceptance.prepared.recipients
@@ -52,43 +50,43 @@ class Recent:
     """
 
     def __init__(self) -> None:
-        self._fresh: OrderedDict[int, Fresh] = OrderedDict()  # oldest first; of a plain dict the first is hard to find
+        self.clear()
+
+    def clear(self) -> None:
+        self._new: dict[int, Fresh] = {}
+        self._old: dict[int, Fresh] = {}  # what was there already when it was last looked for what is too old
+        self._look_at = 0.0
         self._room = ROOM
 
-    def add(self, acceptances: Sequence[Acceptance], dues: Sequence[Due]) -> None:
+    def add(self, acceptances: Sequence[Acceptance], dues: Sequence[Due], now: float) -> None:
         """Keep what is due at once.
 
         Args:
             dues: What the store made of the acceptances: an entry for each of their destinations, in order.
+            now: On the event loop's clock.
         """
-        now = asyncio.get_running_loop().time()
-        self._forget_old(now)
+        if now >= self._look_at:
+            self._forget_old()
+            self._look_at = now + KEPT_SECONDS
         entries = iter(dues)
         for acceptance in acceptances:
             prepared = acceptance.prepared
             places = [(0,)] if len(prepared.recipients) == 1 else destinations(prepared).values()
             # As the first of the two runs out, nothing is lost of the other one.
             for positions, entry in zip(places, entries, strict=False):
-                if entry.size <= min(LARGE, self._room) and acceptance.due_at <= acceptance.queued_at:
+                if entry.size <= LARGE and entry.size <= self._room and acceptance.due_at <= acceptance.queued_at:
                     self._room -= entry.size
-                    self._fresh[entry.delivery_id] = Fresh(acceptance, entry.destination, positions, now + KEPT_SECONDS)
+                    self._new[entry.delivery_id] = Fresh(acceptance, entry.destination, positions)
 
     def take(self, delivery_ids: Sequence[int]) -> dict[int, Fresh]:
         """Those of these that are known; they are not kept any more."""
         taken: dict[int, Fresh] = {}
         for delivery_id in delivery_ids:
-            if (fresh := self._fresh.pop(delivery_id, None)) is not None:
+            if (fresh := self._new.pop(delivery_id, None) or self._old.pop(delivery_id, None)) is not None:
                 self._room += len(fresh.acceptance.prepared.content)
                 taken[delivery_id] = fresh
         return taken
 
-    def clear(self) -> None:
-        self._fresh.clear()
-        self._room = ROOM
-
-    def _forget_old(self, now: float) -> None:
-        while self._fresh:
-            delivery_id, fresh = next(iter(self._fresh.items()))
-            if fresh.until > now:
-                return
-            self.take([delivery_id])
+    def _forget_old(self) -> None:
+        self.take(list(self._old))
+        self._old, self._new = self._new, {}

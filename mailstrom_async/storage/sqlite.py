@@ -108,8 +108,9 @@ class SQLiteStorage:
 
     async def enqueue(self, acceptances: Sequence[Acceptance], *, queue_size: int | None = None) -> list[Due]:
         dues = await self._do(calls.Enqueue(acceptances, queue_size))
-        if self._share is not None and self._share.delivers:
-            self._recent.add(acceptances, dues)
+        share = self._share
+        if share is not None and share.delivers:
+            self._recent.add(acceptances, dues, share.loop.time())
         else:
             self._recent.clear()  # what an engine that runs no more has left there
         return dues

@@ -37,4 +37,4 @@ def test_a_plain_header_is_read_at_a_glance(fields: list[tuple[str, str]]):
     """Whatever its names and values are."""
     header = "".join(f"{name}:{value}\r\n" for name, value in fields).encode()
 
-    assert _plain_fields(header) == fields
+    assert _plain_fields(header) == [(name, value.lstrip()) for name, value in fields]

@@ -197,7 +197,7 @@ async def test_no_statement_of_the_queue_looks_at_what_it_does_not_return(store:
     deliveries = await claim(store, now=NOW + 5 * INSTANT)
     await store.record([record_of(deliveries[0], deferred(NOW), NOW)])
     fresh = Recent()
-    fresh.add([email("11")], [Due(NOW, 12, "11.example", 1)])
+    fresh.add([email("11")], [Due(NOW, 12, "11.example", 1)], 0.0)
     operations: dict[str, Callable[[sqlite3.Connection], object]] = {
         "bringing forward": lambda db: queue.bring_forward(db, NOW, 4 * HOUR),
         "upcoming": lambda db: _sqlite_upcoming.upcoming(db, 10, ()),

@@ -13,7 +13,7 @@ from mailstrom_async.storage import Acceptance, SQLiteStorage, _sqlite_share
 from mailstrom_async.storage import _sqlite_queue as queue
 from mailstrom_async.storage import _sqlite_recent as recent_room
 from mailstrom_async.storage._sqlite_file import open_file
-from mailstrom_async.storage._sqlite_recent import Recent
+from mailstrom_async.storage._sqlite_recent import KEPT_SECONDS, Recent
 
 from .conftest import Query
 
@@ -43,7 +43,7 @@ async def kept(database: sqlite3.Connection, *acceptances: Acceptance) -> tuple[
     """What is known of these once they are in the store, and their deliveries."""
     recent = Recent()
     dues = queue.enqueue(database, acceptances, None)
-    recent.add(acceptances, dues)
+    recent.add(acceptances, dues, 1000.0)
     return recent, [due.delivery_id for due in dues]
 
 
@@ -123,19 +123,24 @@ async def test_no_more_is_kept_than_there_is_room_for(database, monkeypatch):
     recent, ids = await kept(database, one, two)  # two destinations each, 21 bytes: two fit
     assert list(recent.take(ids)) == ids[:2]
 
-    recent.add([two], queue.enqueue(database, [acceptance(3)], None))
+    recent.add([two], queue.enqueue(database, [acceptance(3)], None), 1000.0)
 
     assert len(recent.take([ids[-1] + 1, ids[-1] + 2])) == 2
 
 
 async def test_what_nobody_claims_is_kept_no_longer_than_a_moment(database, monkeypatch):
-    """Cancelled mail, say, does not fill the room for ever."""
-    monkeypatch.setattr(recent_room, "KEPT_SECONDS", -1.0)
-    recent, ids = await kept(database, acceptance(1))
+    """Cancelled mail, say, does not fill the room for ever; what makes room is the oldest."""
+    monkeypatch.setattr(recent_room, "ROOM", 63)
+    recent, ids = await kept(database, acceptance(1, size=20))  # two destinations, 21 bytes each
+    later = [queue.enqueue(database, [acceptance(number)], None) for number in (2, 3, 4)]
+    recent.add([acceptance(2)], later[0], 1000.0 + KEPT_SECONDS)
+    assert len(recent.take([ids[0]])) == 1  # it may be claimed still
 
-    recent.add([acceptance(2)], queue.enqueue(database, [acceptance(2)], None))
-
+    recent.add([acceptance(3)], later[1], 1000.0 + 2 * KEPT_SECONDS)
     assert recent.take(ids) == {}
+    recent.add([acceptance(4)], later[2], 1000.0 + 3 * KEPT_SECONDS)
+
+    assert len(recent.take([due.delivery_id for dues in later[1:] for due in dues])) == 4
 
 
 async def test_a_store_that_delivers_claims_what_it_has_just_accepted_without_reading_it(

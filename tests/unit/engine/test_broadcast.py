@@ -56,7 +56,8 @@ async def test_a_touch_wakes_those_who_watch_that_message():
     """Nobody else is woken, and nobody is remembered after the block."""
     told = Broadcast()
     with told.watch("1@example.org") as first, told.watch("1@example.org") as second, told.watch("2@a") as other:
-        told.touch(["1@example.org", "3@example.org"])
+        told.touch("1@example.org")
+        told.touch("3@example.org")
 
         assert (first.is_set(), second.is_set(), other.is_set()) == (True, True, False)
     assert told._watchers == {}

@@ -247,8 +247,8 @@ def test_a_sequence_may_hold_lists_and_groups():
 
 def test_a_blank_text_has_no_addresses_but_an_empty_entry_is_a_mistake():
     """Form fields are empty often; an empty entry in a list was a variable that had nothing in it."""
-    assert read_addresses(TO, " \t") == []
-    assert read_addresses(TO, []) == []
+    assert list(read_addresses(TO, " \t")) == []
+    assert list(read_addresses(TO, [])) == []
     with pytest.raises(InvalidEmail, match="an address is missing"):
         read_addresses(TO, ["a@example.org", ""])
 
