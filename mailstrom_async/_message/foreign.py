@@ -32,8 +32,9 @@ _END_OF_HEADER = re.compile(rb"(?:\r\n|\r(?!\n)|\n)(?P<empty>\r\n|\r|\n)")
 
 
 # One field of nothing but printable ASCII, as nearly all are, its further lines not blank; or, where there is no such,
-# all that is left. It never looks back.
-_PLAIN_FIELD = re.compile(r"([!-9;-~]++):[\t ]*+([\t -~]*+(?:\r\n[\t ]++[!-~][\t -~]*+)*+)\r\n|(?s:.++)")
+# all that is left. No two parts could take the same text, so it looks back over it once at most. (No possessive
+# quantifiers: Python 3.11.2 errs on them in groups.)
+_PLAIN_FIELD = re.compile(r"([!-9;-~]+):[\t ]*(?![\t ])([\t -~]*(?:\r\n[\t ]+[!-~][\t -~]*)*)\r\n|(?s:.+)")
 
 
 class Foreign(NamedTuple):
