@@ -1,7 +1,7 @@
 """A message as the store holds it and the wire carries it."""
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Literal, NamedTuple, cast, get_args
 
@@ -22,7 +22,7 @@ def domain_of(address: str) -> str:
     return address.rpartition("@")[2].lower()
 
 
-@immutable()
+@dataclass(frozen=True, slots=True, repr=False)  # it is public: whoever would change one is told
 class PreparedEmail:
     """A composed email: byte for byte what goes on the wire, and the envelope it goes in.
 
