@@ -11,7 +11,7 @@ from mailstrom_async._config import Config
 from mailstrom_async._email import Email
 from mailstrom_async._engine.signing import SigningPool
 from mailstrom_async._envelope import LANES, Lane
-from mailstrom_async._errors import InvalidEmail
+from mailstrom_async._errors import InvalidEmail, MailerStateError
 from mailstrom_async._message.addresses import load_validator
 from mailstrom_async._message.compose import Envelope, compose, domains_of, size_of
 from mailstrom_async._message.dkim_keys import load_signers
@@ -103,12 +103,14 @@ class Composer:
     @property
     def signs(self) -> bool:
         """There are keys."""
-        return self._signing is not None
+        return bool(self._keys)
 
     async def sign(self, acceptances: list[Acceptance]) -> list[Acceptance]:
-        """The same with DKIM signatures, if there are keys. Raises MailerStateError."""
-        if self._signing is None:
+        """The same with DKIM signatures, if there are keys. Raises MailerStateError: they are not at hand any more."""
+        if not self._keys:
             return acceptances
+        if self._signing is None:  # while a large mail was composed; without its signature it must not go
+            raise MailerStateError("the mailer was closed before the mail was signed; send again when it is open")
         contents = [acceptance.prepared.content for acceptance in acceptances]
         signed = await self._signing.sign(contents, acceptances[0].queued_at)
         return [

@@ -11,8 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from itertools import count
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 from pydantic_core import PydanticSerializationError
 
@@ -47,11 +46,36 @@ def enqueue(
     ).fetchone()
     if unfinished + len(acceptances) > queue_size:
         raise Unusual
+    rows = rows_of(acceptances, next_message, next_delivery)
+    connection.execute(
+        "INSERT INTO accepted VALUES (?, ?, ?, ?, ?)",
+        (
+            _json(rows.messages),
+            b"".join([acceptance.prepared.content for acceptance in acceptances]),
+            _json(rows.deliveries),
+            _json(rows.recipients),
+            rows.next_delivery,
+        ),
+    )
+    return rows.dues
+
+
+class Rows(NamedTuple):
+    """What is to be inserted for messages, as the view `accepted` takes it, and what their deliveries are known by."""
+
+    messages: list[tuple[object, ...]]
+    deliveries: list[tuple[object, ...]]
+    recipients: list[tuple[object, ...]]
+    next_delivery: int
+    dues: list[list[Due]]
+
+
+def rows_of(acceptances: Sequence[Acceptance], next_message: int, next_delivery: int) -> Rows:
+    """Number messages and their deliveries, one for each destination."""
     messages: list[tuple[object, ...]] = []
     deliveries: list[tuple[object, ...]] = []
     recipients: list[tuple[object, ...]] = []
     dues: list[list[Due]] = []
-    delivery_ids = count(next_delivery)
     start = 1
     for key, acceptance in enumerate(acceptances, next_message):
         prepared, due_at = acceptance.prepared, to_integer(acceptance.due_at)
@@ -72,26 +96,16 @@ def enqueue(
         )
         start += size
         own: list[Due] = []
-        for destination, positions in destinations(prepared).items():
-            delivery_id = next(delivery_ids)
+        for delivery_id, (destination, positions) in enumerate(destinations(prepared).items(), next_delivery):
             deliveries.append((delivery_id, key, destination, size, due_at, lane))
             recipients += [
                 (delivery_id, position, prepared.recipients[position], prepared.written[position])
                 for position in positions
             ]
             own.append(Due(acceptance.due_at, delivery_id, destination, size, acceptance.lane))
+        next_delivery += len(own)
         dues.append(own)
-    connection.execute(
-        "INSERT INTO accepted VALUES (?, ?, ?, ?, ?)",
-        (
-            _json(messages),
-            b"".join([acceptance.prepared.content for acceptance in acceptances]),
-            _json(deliveries),
-            _json(recipients),
-            next(delivery_ids),
-        ),
-    )
-    return dues
+    return Rows(messages, deliveries, recipients, next_delivery, dues)
 
 
 def claim(
@@ -191,35 +205,15 @@ def record(connection: sqlite3.Connection, records: Sequence[Record]) -> dict[in
     usual = {one.delivery.id: one for one in records if named[one.delivery.id] == 1 and _is_usual(one)}
     if not usual:
         return {}
-    told: list[tuple[object, ...]] = []
-    results: list[tuple[object, ...]] = []
-    ended: set[int] = set()
-    for one in usual.values():
-        delivery, attempt = one.delivery, one.attempt
-        final = [result for result in one.results.values() if result.state in FINAL_STATES]
-        ended_at = final_at(final)
-        if final:
-            ended.add(delivery.id)
-        told.append(
-            (
-                delivery.id,
-                delivery.owner,
-                delivery.attempt,
-                None if one.due_at is None else to_integer(one.due_at),
-                None if attempt is None else to_integer(attempt.started_at),
-                None if attempt is None else _dump(attempt),
-                len(final),
-                None if ended_at is None else to_integer(ended_at),
-            )
-        )
-        counted = int(attempt is not None)
-        results += [
-            (delivery.id, address, result.state, _dump(result), counted) for address, result in one.results.items()
-        ]
-    connection.execute("INSERT INTO recorded VALUES (?, ?)", (_json(told), _json(results)))
-    held = _read(connection, "SELECT json_group_array(json_array(delivery, message, size, completes)) FROM held")
+    results = [row for one in usual.values() for row in _results_of(one)]
+    connection.execute(
+        "INSERT INTO recorded VALUES (?, ?)", (_json([_told_of(one) for one in usual.values()]), _json(results))
+    )
+    held: list[tuple[int, int, int, int]] = _read(
+        connection, "SELECT json_group_array(json_array(delivery, message, size, completes)) FROM held"
+    )
     # Of several deliveries the last one completes their message.
-    last = {message: delivery_id for delivery_id, message, _, completes in held if completes and delivery_id in ended}
+    last = {message: delivery_id for delivery_id, message, _, completes in held if completes}
     recorded: dict[int, Recorded] = {}
     for delivery_id, message, size, _ in held:
         one = usual[delivery_id]
@@ -228,6 +222,29 @@ def record(connection: sqlite3.Connection, records: Sequence[Record]) -> dict[in
         completed = last.get(message) == delivery_id
         recorded[delivery_id] = Recorded(accepted=True, results=one.results, due=entry, completed=completed)
     return recorded
+
+
+def _told_of(one: Record) -> tuple[object, ...]:
+    """What the view `recorded` takes of a record."""
+    delivery, attempt = one.delivery, one.attempt
+    final = [result for result in one.results.values() if result.state in FINAL_STATES]
+    ended_at = final_at(final)
+    return (
+        delivery.id,
+        delivery.owner,
+        delivery.attempt,
+        None if one.due_at is None else to_integer(one.due_at),
+        None if attempt is None else to_integer(attempt.started_at),
+        None if attempt is None else _dump(attempt),
+        len(final),
+        None if ended_at is None else to_integer(ended_at),
+    )
+
+
+def _results_of(one: Record) -> list[tuple[object, ...]]:
+    """And of its results."""
+    counted = int(one.attempt is not None)
+    return [(one.delivery.id, address, result.state, _dump(result), counted) for address, result in one.results.items()]
 
 
 def _is_usual(one: Record) -> bool:

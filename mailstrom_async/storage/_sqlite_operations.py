@@ -5,7 +5,7 @@ import logging
 import sqlite3
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -41,8 +41,9 @@ class Operations:
     """Operations wait here until the thread that serves them takes all of them into its next transaction.
 
     So one commit, the expensive part, is shared by all that came while the last one ran. At first all of them are done
-    together, those of a kind as one where they know how. If anything about that fails it is undone, and each is done by
-    itself with a savepoint of its own: one that fails is undone alone, and only its caller hears of it.
+    together, those of a kind as one where they know how. If anything about that fails it is undone, and each kind is
+    tried with a savepoint of its own; those of a kind that fails then, one by one: so one that fails is undone alone,
+    only its caller hears of it, and others of another kind are not slower for it.
     """
 
     def __init__(self, path: Path, begin: Literal["BEGIN", "BEGIN IMMEDIATE"]) -> None:
@@ -158,7 +159,7 @@ class Operations:
     def _transact(self, connection: sqlite3.Connection, batch: Sequence[_Waiting]) -> list[object]:
         """Run operations in one transaction."""
         operations = [waiting.operation for waiting in batch]
-        for attempt_all in (_together, self._one_by_one):
+        for attempt_all in (_together, self._apart):
             try:
                 if connection.in_transaction:  # the last one could not even be undone
                     connection.execute("ROLLBACK")
@@ -175,16 +176,24 @@ class Operations:
                 if attempt_all is not _together and len(batch) == 1:
                     return [self._translated(error)]
                 if not isinstance(error, (Unusual, MailstromError, sqlite3.OperationalError)):
-                    logger.warning("%s: what failed together is done one by one: %s", self._path, error)
+                    logger.warning("%s: what failed together is done apart: %s", self._path, error)
             else:
                 return outcomes
         # The transaction was lost with all that was in it, most likely for want of space: each for itself now.
         return [outcome for waiting in batch for outcome in self._transact(connection, [waiting])]
 
-    def _one_by_one(self, connection: sqlite3.Connection, operations: Sequence[Operation[object]]) -> list[object]:
-        return [self._attempt(connection, operation) for operation in operations]
+    def _apart(self, connection: sqlite3.Connection, operations: Sequence[Operation[object]]) -> list[object]:
+        """For each operation what it returned, or the exception."""
+        outcomes: dict[int, object] = {}
+        for kind in _kinds(operations):
+            made = self._attempt(connection, kind.run)
+            if isinstance(made, Exception):
+                made = [self._attempt(connection, operation) for operation in kind.operations]
+            outcomes.update(zip(kind.places, made, strict=True))
+        return [outcomes[place] for place in range(len(operations))]
 
-    def _attempt(self, connection: sqlite3.Connection, operation: Operation[object]) -> object:
+    def _attempt(self, connection: sqlite3.Connection, operation: Operation[T]) -> T | Exception:
+        outcome: T | Exception
         connection.execute("SAVEPOINT operation")
         try:
             outcome = operation(connection)
@@ -220,20 +229,40 @@ class Operations:
                 logger.debug("%s: the event loop is closed, and nobody waits for %d results", self._path, len(report))
 
 
-def _together(connection: sqlite3.Connection, operations: Sequence[Operation[object]]) -> list[object]:
-    """What operations returned; those of a kind, where the first of them stands. Raises what any of them does."""
-    kinds: dict[object, list[int]] = {}
+class _Kind(NamedTuple):
+    """Operations of a batch that are done as one, or one that is not.
+
+    Attributes:
+        places: Theirs in the batch.
+    """
+
+    places: list[int]
+    operations: list[Operation[object]]
+
+    def run(self, connection: sqlite3.Connection) -> Sequence[object]:
+        """What they returned. Raises what keeps any of them from it."""
+        merge: Callable[[sqlite3.Connection, Sequence[Operation[object]]], Sequence[object]] | None
+        merge = getattr(self.operations[0], "merge", None)
+        return [self.operations[0](connection)] if merge is None else merge(connection, self.operations)
+
+
+def _kinds(operations: Sequence[Operation[object]]) -> Iterable[_Kind]:
+    """In the order in which the first of each stands."""
+    kinds: dict[object, _Kind] = {}
     for place, operation in enumerate(operations):
-        kinds.setdefault(getattr(operation, "merge", place), []).append(place)
+        kind = kinds.setdefault(getattr(operation, "merge", place), _Kind([], []))
+        kind.places.append(place)
+        kind.operations.append(operation)
+    return kinds.values()
+
+
+def _together(connection: sqlite3.Connection, operations: Sequence[Operation[object]]) -> list[object]:
+    """What operations returned. Raises what any of them does."""
     outcomes: dict[int, object] = {}
-    for places in kinds.values():
+    for kind in _kinds(operations):
         if not connection.in_transaction:  # what came next would be committed by itself
             raise sqlite3.OperationalError("an operation ended the transaction")
-        own = [operations[place] for place in places]
-        merge: Callable[[sqlite3.Connection, Sequence[Operation[object]]], Sequence[object]] | None
-        merge = getattr(own[0], "merge", None)
-        made = [own[0](connection)] if merge is None else merge(connection, own)
-        outcomes.update(zip(places, made, strict=True))
+        outcomes.update(zip(kind.places, kind.run(connection), strict=True))
     return [outcomes[place] for place in range(len(operations))]
 
 

@@ -89,6 +89,21 @@ def test_a_life_in_bulk_is_the_same_as_one_row_by_row(databases):
     assert {True, False} == {made.completed for made in recorded.values()}
 
 
+def test_deliveries_are_numbered_on_over_messages():
+    """One for each destination, and each content is found behind those before it."""
+    rows = bulk.rows_of([acceptance(1), acceptance(2, "a@example.net", "b@example.net")], 10, 100)
+
+    assert [(row[0], row[8], row[9]) for row in rows.messages] == [(10, 1, 17), (11, 18, 18)]
+    assert [row[:3] for row in rows.deliveries] == [
+        (100, 10, "example.net"),
+        (101, 10, "example.com"),
+        (102, 11, "example.net"),
+    ]
+    assert [row[:3] for row in rows.recipients[2:]] == [(102, 0, "a@example.net"), (102, 1, "b@example.net")]
+    assert rows.next_delivery == 103
+    assert [[due.delivery_id for due in dues] for dues in rows.dues] == [[100, 101], [102]]
+
+
 def test_a_known_message_makes_a_batch_unusual(databases):
     """Each is then accepted by itself, and only the known one is refused."""
     one, _ = databases
