@@ -193,7 +193,6 @@ class Operations:
         return [outcomes[place] for place in range(len(operations))]
 
     def _attempt(self, connection: sqlite3.Connection, operation: Operation[T]) -> T | Exception:
-        outcome: T | Exception
         connection.execute("SAVEPOINT operation")
         try:
             outcome = operation(connection)
@@ -201,8 +200,10 @@ class Operations:
             if not connection.in_transaction:
                 raise  # SQLite has rolled back everything, not only this operation
             connection.execute("ROLLBACK TO operation")
-            # It is the caller's, and raised there.
-            outcome = self._translated(error)
+            connection.execute("RELEASE operation")
+            # It is the caller's, and raised there. In a variable it would be part of its own traceback, and what it is
+            # about, perhaps a large mail, would stay in memory until the garbage is collected.
+            return self._translated(error)
         connection.execute("RELEASE operation")
         return outcome
 
