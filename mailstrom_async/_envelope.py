@@ -61,9 +61,11 @@ class PreparedEmail:
         )
 
 
-def _stuff(lines: bytes) -> bytes:
-    stuffed = lines.replace(b"\r\n.", b"\r\n..")
-    return b"." + stuffed if stuffed.startswith(b".") else stuffed
+def _stuff(lines: bytes, end: bytes = b"") -> bytes:
+    # An encoded attachment has no dot, and to look for the last one is far quicker than to replace those behind it.
+    dotted = lines.rfind(b".") + 1
+    stuffed = lines[:dotted].replace(b"\r\n.", b"\r\n..")
+    return b"".join((b"." if lines.startswith(b".") else b"", stuffed, memoryview(lines)[dotted:], end))
 
 
 @immutable(slots=False)
@@ -102,14 +104,14 @@ class QueuedMessage:
                 break
             yield _stuff(self.content[start:end])
             start = end
-        yield _stuff(self.content[start:]) + self._end
+        yield _stuff(self.content[start:], self._end)
 
     @property
     def stuffed(self) -> bytes:
         """All of it in one piece, made once."""
         made = self.__dict__.get("_stuffed")  # functools.cached_property takes a lock, which costs more than the rest
         if made is None:
-            made = self.__dict__["_stuffed"] = _stuff(self.content) + self._end
+            made = self.__dict__["_stuffed"] = _stuff(self.content, self._end)
         return cast(bytes, made)
 
     @property

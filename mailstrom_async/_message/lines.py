@@ -92,9 +92,12 @@ def is_in_crlf(content: bytes) -> bool:
     """Whether all its line ends are CRLF, and one is at its end."""
     if len(content) > BLOCK:
         return WithCRLF(content).unchanged
-    # A line ends at a CR, an LF, or both, which are two octets, as no other end is. (Counting all three takes longer.)
-    lines = content.splitlines()
-    return sum(map(len, lines)) + 2 * len(lines) == len(content)
+    if not content.endswith(b"\r\n"):
+        return not content
+    # It notes which line ends it saw, in one pass; to count each of them, or to split into lines, takes thrice as long.
+    ends = io.IncrementalNewlineDecoder(None, translate=False)
+    ends.decode(content.decode("latin-1"), final=True)
+    return ends.newlines == "\r\n"
 
 
 def bytes_to_crlf(content: bytes) -> bytes:
