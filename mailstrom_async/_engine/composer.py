@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from email.message import EmailMessage
 
 from mailstrom_async._config import Config
-from mailstrom_async._email import Email
+from mailstrom_async._email import Addresses, Email
 from mailstrom_async._engine.signing import SigningPool
 from mailstrom_async._envelope import LANES, Lane
 from mailstrom_async._errors import InvalidEmail, MailerStateError
@@ -142,8 +142,10 @@ def _is_large(email: AnyEmail, envelope: Envelope) -> bool:
     if isinstance(email, bytes):
         return len(email) > LARGE
     if isinstance(email, Email):
-        named = [
-            len(names) // 16 if isinstance(names, str) else len(names) for names in (email.to, email.cc, email.bcc)
-        ]
-        return size_of(email) > LARGE or sum(named) > CROWD
+        return size_of(email) > LARGE or _about(email.to) + _about(email.cc) + _about(email.bcc) > CROWD
     return True
+
+
+def _about(addresses: Addresses) -> int:
+    """How many they are, about."""
+    return len(addresses) // 16 if isinstance(addresses, str) else len(addresses)

@@ -97,6 +97,8 @@ def read_addresses(place: Place, value: str | Sequence[str], domains: Domains = 
     Raises:
         InvalidEmail: With the address at fault.
     """
+    if not value:  # as most fields of most mail
+        return ()
     if isinstance(value, str):
         return _read(place, value, domains) if value.strip(" \t") else ()
     return [address for text in value for address in _read(place, text, domains)]

@@ -1,7 +1,7 @@
 """From what an author hands in to what is stored and sent, byte for byte."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from email.message import EmailMessage
 from typing import NamedTuple
 
@@ -171,34 +171,37 @@ def _write(email: Email, stamp: Stamp, message_size: int, domains: Domains) -> _
     fields = [address_field("From", authors)]
     if sender is not None:
         fields.append(address_field("Sender", [sender]))
-    fields += [
-        address_field(name, addresses)
-        for name, addresses in (("Reply-To", reply_to), ("To", to), ("Cc", cc))
-        if addresses
-    ]
+    if reply_to:
+        fields.append(address_field("Reply-To", reply_to))
+    if to:
+        fields.append(address_field("To", to))
+    if cc:
+        fields.append(address_field("Cc", cc))
     if email.subject:
         fields.append(text_field(SUBJECT, "Subject", email.subject))
     fields.append(f"Date: {format_date(DATE, email.date or stamp.now)}\r\nMessage-ID: <{message_id}>\r\n")
-    fields += _threading(email) + _unsubscribing(email) + _custom_fields(email)
+    fields += _threading(email)
+    fields += _unsubscribing(email)
+    if email.headers:
+        fields += _custom_fields(email.headers)
     fields.append("MIME-Version: 1.0\r\n")
-    recipients = mailboxes_of([*to, *cc, *bcc])
     header = "".join(fields)
     return _Written(
         message_id,
         join((header.encode(), *build(email, stamp.token).pieces)),
         sender or next(iter(mailboxes_of(authors)), None),
-        recipients,
+        mailboxes_of([*to, *cc, *bcc]),
         not header.isascii(),
     )
 
 
 def size_of(email: Email) -> int:
     """About how many bytes an email will have."""
-    parts = sum(len(text) for text in (email.text, email.html, email.calendar) if text is not None)
-    return parts + sum([len(attachment.content) * 4 // 3 for attachment in email.attachments])
+    texts = len(email.text or "") + len(email.html or "") + len(email.calendar or "")
+    return texts + sum([len(attachment.content) * 4 // 3 for attachment in email.attachments])
 
 
-def _threading(email: Email) -> list[str]:
+def _threading(email: Email) -> Sequence[str]:
     fields: list[str] = []
     if email.in_reply_to:
         place = Place("in_reply_to")
@@ -209,10 +212,10 @@ def _threading(email: Email) -> list[str]:
     return fields
 
 
-def _unsubscribing(email: Email) -> list[str]:
+def _unsubscribing(email: Email) -> Sequence[str]:
     """List-Unsubscribe (RFC 2369), and for https what makes it one click (RFC 8058)."""
     if email.list_unsubscribe is None:
-        return []
+        return ()
     place = Place("list_unsubscribe")
     urls = [email.list_unsubscribe] if isinstance(email.list_unsubscribe, str) else email.list_unsubscribe
     for url in urls:
@@ -232,9 +235,9 @@ def is_one_click(url: str) -> bool:
     return url.lower().startswith("https://")
 
 
-def _custom_fields(email: Email) -> list[str]:
+def _custom_fields(headers: Mapping[str, str]) -> Sequence[str]:
     place, names, fields = HEADERS, set[str](), list[str]()
-    for name, value in email.headers.items():
+    for name, value in headers.items():
         check_name(place, name)
         if (where := ELSEWHERE.get(name.lower())) is not None:
             raise place.error(f"{name} has a place of its own: use {where}")

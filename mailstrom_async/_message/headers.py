@@ -41,14 +41,13 @@ def check_name(place: Place, name: str) -> None:
         )
 
 
-def fold(name: str, tokens: Iterable[str]) -> str:
+def fold(name: str, tokens: Sequence[str]) -> str:
     """A header field, its tokens joined by blanks, folded between them. A token is never broken."""
-    tokens = list(tokens)
     line = f"{name}: {' '.join(tokens)}"
     return f"{line}\r\n" if len(line) <= FOLD_AT else _folded(name, tokens)
 
 
-def _folded(name: str, tokens: list[str]) -> str:
+def _folded(name: str, tokens: Sequence[str]) -> str:
     lines: list[str] = []
     line = f"{name}:"
     for token in tokens:
@@ -102,22 +101,32 @@ def literal_field(place: Place, name: str, tokens: Sequence[str]) -> str:
     return fold(name, tokens)
 
 
-def address_field(name: str, addresses: Iterable[Address]) -> str:
+def address_field(name: str, addresses: Sequence[Address]) -> str:
     """A field of addresses, folded between them as far as possible."""
+    if len(addresses) == 1 and isinstance(addresses[0], Mailbox):
+        return _field_of_one(name, addresses[0])
     texts: list[list[str]] = [_tokens(address) for address in addresses]
     for tokens in texts[:-1]:
         tokens[-1] += ","
     return fold(name, _lines_of(texts))
 
 
-def _lines_of(texts: Iterable[list[str]]) -> Iterable[str]:
+@lru_cache(maxsize=4096)
+def _field_of_one(name: str, mailbox: Mailbox) -> str:
+    # Nearly all fields of addresses hold one, and all that an application sends is of few authors.
+    return fold(name, _lines_of([_tokens(mailbox)]))
+
+
+def _lines_of(texts: Iterable[list[str]]) -> list[str]:
     """Whole addresses where they fit in a line, their parts where not."""
+    lines: list[str] = []
     for tokens in texts:
         joined = " ".join(tokens)
         if len(joined) < FOLD_AT:
-            yield joined
+            lines.append(joined)
         else:
-            yield from tokens
+            lines += tokens
+    return lines
 
 
 def _tokens(address: Address) -> list[str]:

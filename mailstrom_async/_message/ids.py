@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 from mailstrom_async._message.place import Place
@@ -88,17 +88,16 @@ def format_date(place: Place, moment: datetime) -> str:
     Raises:
         InvalidEmail: Nothing that RFC 5322 has a form for.
     """
-    offset = moment.utcoffset()
-    if offset is None or offset.total_seconds() % 60:
+    text = moment.isoformat(" ", "seconds")
+    if len(text) != len("2026-11-28 14:26:22+01:00"):  # no offset, or one with seconds
         try:
-            moment, offset = moment.astimezone(UTC), timedelta(0)
+            moment = moment.astimezone(UTC)
         except OverflowError:
             raise place.error(f"{moment.isoformat()} can't be written as a date") from None
+        text = moment.isoformat(" ", "seconds")
     if moment.year < 1900:
         raise place.error(f"{moment.isoformat()} can't be written as a date: RFC 5322 knows none before 1900")
-    ahead = offset // timedelta(minutes=1)
-    sign, (hours, minutes) = "-" if ahead < 0 else "+", divmod(abs(ahead), 60)
     return (
-        f"{_DAYS[moment.weekday()]}, {moment.day:02} {_MONTHS[moment.month - 1]} {moment.year} "
-        f"{moment.hour:02}:{moment.minute:02}:{moment.second:02} {sign}{hours:02}{minutes:02}"
+        f"{_DAYS[moment.weekday()]}, {text[8:10]} {_MONTHS[moment.month - 1]} {text[:4]} "
+        f"{text[11:19]} {text[19:22]}{text[23:]}"
     )

@@ -5,7 +5,7 @@ import re
 import struct
 import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 from urllib.parse import quote
 
 from mailstrom_async._email import Attachment, Email
@@ -37,8 +37,7 @@ _BLOCK = struct.Struct(f"{BASE64_LINE}s" * BASE64_BLOCK)
 _METHOD = re.compile(r"^METHOD:([A-Z-]{1,40})[ \t]*$", re.MULTILINE | re.IGNORECASE)
 
 
-@dataclass(frozen=True, slots=True)
-class Entity:
+class Entity(NamedTuple):
     """A body and the fields that describe it, with CRLF line ends (RFC 2045 section 2.4).
 
     Attributes:

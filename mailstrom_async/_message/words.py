@@ -52,6 +52,9 @@ def text_words(text: str) -> list[str]:
     if not text:
         return []
     words = text.split(" ")
+    # Of what most texts are, ASCII with single blanks, all words are looked at in one go.
+    if text.isascii() and text.isprintable() and "=?" not in text and "" not in words and len(text) <= ATOM_LIMIT:
+        return words
     found = [index for index, word in enumerate(words) if needs_encoding(word)]
     if not found:
         return words
