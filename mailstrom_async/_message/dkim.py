@@ -56,11 +56,23 @@ IF_PRESENT = (
 
 LINE = 72
 
-_NEXT_FIELD = re.compile(rb"\r\n(?![ \t])")
-_BLANKS = re.compile(rb"[ \t]+")
 _TWO_BLANKS = re.compile(rb"  +")
 
+FROM = Place("email", "From")
+
 Algorithm = Literal["rsa-sha256", "ed25519-sha256"]
+
+
+class Field(NamedTuple):
+    """A header field in its canonical form.
+
+    Attributes:
+        name: In lower case.
+        line: All of it, without its line end.
+    """
+
+    name: str
+    line: bytes
 
 
 class Signer(NamedTuple):
@@ -100,20 +112,20 @@ def signers_for(signers: Sequence[Signer], domain: str | None) -> list[Signer]:
     return []
 
 
-def author_domain(fields: Sequence[tuple[str, bytes]]) -> str | None:
+def author_domain(fields: Sequence[Field]) -> str | None:
     """The domain of the first author; None if From names only a group without members."""
-    raw = next((raw for name, raw in fields if name == "from"), b"")
-    value = raw.partition(b":")[2].replace(b"\r\n", b"").decode(errors="replace")
+    line = next((field.line for field in fields if field.name == "from"), b"from:")
+    value = line.removeprefix(b"from:")
     try:
-        authors = mailboxes_of(read_addresses(Place("email", "From"), value, ANY))
+        authors = mailboxes_of(read_addresses(FROM, value.decode(errors="replace"), ANY))
     except InvalidEmail:
         return None
     return authors[0].domain if authors else None
 
 
-def signature(fields: Sequence[tuple[str, bytes]], body_hash: bytes, signer: Signer, now: datetime) -> bytes:
+def signature(fields: Sequence[Field], body_hash: bytes, signer: Signer, now: datetime) -> bytes:
     """One DKIM-Signature field with its line end."""
-    names, listed = _signed_names(tuple(name for name, _ in fields))
+    names, listed = _signed_names(tuple([field.name for field in fields]))
     head = (
         f"DKIM-Signature: v=1; a={signer.algorithm}; c=relaxed/relaxed; d={signer.domain};\r\n"
         f" s={signer.selector}; t={int(now.timestamp())};\r\n"
@@ -143,20 +155,25 @@ def _signed_names(present: tuple[str, ...]) -> tuple[Sequence[str], str]:
     return names, _folded_names(names)
 
 
-def what_is_signed(fields: Sequence[tuple[str, bytes]], names: Sequence[str], head: bytes) -> bytes:
+def what_is_signed(fields: Sequence[Field], names: Sequence[str], head: bytes) -> bytes:
     """The canonical form of the named fields and of the signature without its value (RFC 6376 section 3.7)."""
     left: dict[str, list[bytes]] = {}
-    for name, raw in fields:
-        left.setdefault(name, []).append(raw)
+    for name, line in fields:
+        left.setdefault(name, []).append(line)
     # A name that is there several times means the last field first (section 5.4.2); one too many means nothing.
-    canonical = [relaxed_field(left[name].pop()) + b"\r\n" for name in names if left.get(name)]
-    return b"".join(canonical) + relaxed_field(head)
+    lines = [left[name].pop() for name in names if left.get(name)]
+    lines += [field.line for field in relaxed_fields(head)]
+    return b"\r\n".join(lines)
 
 
-def relaxed_field(raw: bytes) -> bytes:
-    """A header field without its line end, as RFC 6376 section 3.4.2 reduces it."""
-    name, _, value = raw.partition(b":")
-    return name.strip(b" \t").lower() + b":" + _BLANKS.sub(b" ", value.replace(b"\r\n", b"")).strip(b" ")
+def relaxed_fields(header: bytes) -> list[Field]:
+    """The fields of a header, without the last line end, as RFC 6376 section 3.4.2 reduces them."""
+    fields: list[Field] = []
+    for line in _single_blanks(header.replace(b"\r\n ", b" ").replace(b"\r\n\t", b" ")).split(b"\r\n"):
+        name, _, value = line.partition(b":")
+        name = name.strip(b" ").lower()
+        fields.append(Field(name.decode("ascii", "replace"), b"%s:%s" % (name, value.strip(b" "))))
+    return fields
 
 
 def hash_of_body(content: bytes, body_at: int) -> bytes:
@@ -179,22 +196,23 @@ def hash_of_body(content: bytes, body_at: int) -> bytes:
 
 def relaxed_lines(lines: bytes) -> bytes:
     """Whole lines, with runs of blanks made one and none at their ends."""
-    # Most bodies have little of this, and to look is ten times faster than to replace.
-    if b"\t" in lines:
-        lines = lines.replace(b"\t", b" ")
-    if b"  " in lines:
-        lines = _TWO_BLANKS.sub(b" ", lines)
-    return lines.replace(b" \r\n", b"\r\n") if b" \r\n" in lines else lines
+    # An encoded attachment has no blanks, and to look for the last one is far quicker than for those in a row.
+    end = max(lines.rfind(b" "), lines.rfind(b"\t")) + len(b" \r\n")
+    return _single_blanks(lines[:end]).replace(b" \r\n", b"\r\n") + lines[end:]
 
 
-def _fields(content: bytes) -> tuple[list[tuple[str, bytes]], int]:
-    """Lower-case name and raw text of each header field, and where the body begins."""
+def _single_blanks(text: bytes) -> bytes:
+    # Most have little of this, and to look is ten times faster than to replace.
+    if b"\t" in text:
+        text = text.replace(b"\t", b" ")
+    return _TWO_BLANKS.sub(b" ", text) if b"  " in text else text
+
+
+def _fields(content: bytes) -> tuple[list[Field], int]:
+    """The header fields, and where the body begins."""
     end = content.find(b"\r\n\r\n")
     header, body_at = (content[:end], end + 4) if end >= 0 else (content.removesuffix(b"\r\n"), len(content))
-    return [
-        (raw.partition(b":")[0].strip(b" \t").decode("ascii", "replace").lower(), raw)
-        for raw in _NEXT_FIELD.split(header)
-    ], body_at
+    return relaxed_fields(header), body_at
 
 
 def _folded_names(names: Sequence[str]) -> str:
