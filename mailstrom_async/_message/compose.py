@@ -77,6 +77,7 @@ class _Written(NamedTuple):
     sender: Mailbox | None
     recipients: Sequence[Mailbox]
     smtputf8: bool
+    eight_bit: bool
 
 
 def compose(
@@ -103,8 +104,7 @@ def compose(
         written = _write(email, stamp, size, domains)
     else:
         written = _complete(email, stamp, size, domains)
-    content = written.content
-    _check_size(len(content), size)
+    _check_size(len(written.content), size)
     sender = _reverse_path(envelope, written, domains)
     recipients = _forward_paths(envelope, written, domains)
     if len(recipients) > limits.recipients:
@@ -117,9 +117,9 @@ def compose(
         message_id=written.message_id,
         sender=sender,
         recipients=tuple([mailbox.address for mailbox in recipients]),
-        content=content,
+        content=written.content,
         smtputf8=written.smtputf8 or not sender.isascii(),
-        eight_bit=not content.isascii(),
+        eight_bit=written.eight_bit,
         written=tuple([mailbox.written for mailbox in recipients]),
     )
 
@@ -186,19 +186,23 @@ def _write(email: Email, stamp: Stamp, message_size: int, domains: Domains) -> _
         fields += _custom_fields(email.headers)
     fields.append("MIME-Version: 1.0\r\n")
     header = "".join(fields)
+    international = not header.isascii()
     return _Written(
         message_id,
         join((header.encode(), *build(email, stamp.token).pieces)),
         sender or next(iter(mailboxes_of(authors)), None),
         mailboxes_of([*to, *cc, *bcc]),
-        not header.isascii(),
+        smtputf8=international,
+        eight_bit=international,  # what `build` gives is all ASCII
     )
 
 
 def size_of(email: Email) -> int:
     """About how many bytes an email will have."""
-    texts = len(email.text or "") + len(email.html or "") + len(email.calendar or "")
-    return texts + sum([len(attachment.content) * 4 // 3 for attachment in email.attachments])
+    size = len(email.text or "") + len(email.html or "") + len(email.calendar or "")
+    for attachment in email.attachments:
+        size += len(attachment.content) * 4 // 3
+    return size
 
 
 def _threading(email: Email) -> Sequence[str]:
@@ -260,12 +264,14 @@ def _complete(email: EmailMessage | bytes, stamp: Stamp, message_size: int, doma
     _check_size(len(content), message_size)
     message = foreign.take_apart(content, domains)
     senders = message.mailboxes("sender", "from")
+    content = message.write(stamp)
     return _Written(
         message.message_id or stamp.message_id,
-        message.write(stamp),
+        content,
         senders[0] if senders else None,
         message.mailboxes("to", "cc", "bcc"),
-        not message.visible_ascii,
+        smtputf8=not message.visible_ascii,
+        eight_bit=not content.isascii(),
     )
 
 

@@ -10,13 +10,18 @@ BLOCK = 256 * 1024
 """Octets that are looked at in one go: about what the interpreter's lock may be held for."""
 
 
-def text_to_crlf(text: str) -> str:
-    """Text with all its line ends, CR, LF or CRLF, made CRLF, and one at its end."""
-    if "\r" in text:
-        text = text.replace("\r\n", "\n").replace("\r", "\n")
-    if text and not text.endswith("\n"):
-        text += "\n"
-    return text.replace("\n", "\r\n")
+def text_to_crlf(text: str) -> bytes:
+    """Text in UTF-8 with all its line ends, CR, LF or CRLF, made CRLF, and one at its end.
+
+    Raises:
+        UnicodeEncodeError: A lone surrogate in the text.
+    """
+    octets = text.encode()  # first, as bytes are replaced in a third of the time that a str takes
+    if b"\r" in octets:
+        octets = octets.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    if octets and not octets.endswith(b"\n"):
+        octets += b"\n"
+    return octets.replace(b"\n", b"\r\n")
 
 
 class Piece(Protocol):

@@ -34,7 +34,8 @@ _SIMPLE_NAME = re.compile(r"[ !#-\[\]-~]+")
 _DIRECTION = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _QP_SAFE = bytes(range(32, 127)).replace(b"=", b"") + b"\t\r\n"
 _BLOCK = struct.Struct(f"{BASE64_LINE}s" * BASE64_BLOCK)
-_METHOD = re.compile(r"^METHOD:([A-Z-]{1,40})[ \t]*$", re.MULTILINE | re.IGNORECASE)
+_METHOD = re.compile(r"(?<![^\r\n])METHOD:([A-Z-]{1,40})[ \t]*(?![^\r\n])", re.IGNORECASE)
+"""On a line of its own."""
 
 
 class Entity(NamedTuple):
@@ -96,7 +97,7 @@ def build(email: Email, token: str) -> Entity:
 def text_entity(field: str, text: str, subtype: str, parameters: str = "") -> Entity:
     """Text in UTF-8: as it is if mail can carry it so, else encoded, whichever way is shorter."""
     try:
-        raw = text_to_crlf(text).encode()
+        raw = text_to_crlf(text)
     except UnicodeEncodeError:
         raise Place(field).error("contains a lone surrogate, which is no character; decode it rightly first") from None
     # Control characters are encoded too: some software ends a line at some of them.
@@ -131,7 +132,7 @@ def _shorter(raw: bytes, escaped: int) -> tuple[str, tuple[bytes, ...]]:
 
 def calendar_entity(calendar: str) -> Entity:
     """An iCalendar object, which readers that know it show as an invitation (RFC 6047 section 2.4)."""
-    method = _METHOD.search(text_to_crlf(calendar).replace("\r\n", "\n"))
+    method = _METHOD.search(calendar)
     if method is None or not calendar.lstrip("\ufeff \t\r\n").upper().startswith("BEGIN:VCALENDAR"):
         raise Place("calendar").error(
             "is not an invitation: it must begin with BEGIN:VCALENDAR and have a line such as METHOD:REQUEST"

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 from pydantic import TypeAdapter
 
 from mailstrom_async._envelope import Due, Lane, PreparedEmail
+from mailstrom_async._immutable import immutable
 from mailstrom_async._status import Attempt, MessageStatus
 from mailstrom_async.storage import _sqlite_queue as queue
 from mailstrom_async.storage import _sqlite_reads as reads
@@ -74,7 +75,7 @@ class Call(ABC, Generic[T]):
         return self
 
 
-@dataclass(frozen=True, slots=True)
+@immutable()
 class Enqueue(Call[list[Due]]):
     """Store messages.
 
@@ -92,7 +93,7 @@ class Enqueue(Call[list[Due]]):
 
     @property
     def size(self) -> int:
-        return sum(len(acceptance.prepared.content) for acceptance in self.acceptances)
+        return sum([len(acceptance.prepared.content) for acceptance in self.acceptances])
 
     def run(self, connection: sqlite3.Connection) -> list[Due]:
         if self.repeated and all(_is_stored(connection, acceptance) for acceptance in self.acceptances):

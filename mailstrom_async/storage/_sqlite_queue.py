@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 
 from mailstrom_async._envelope import LANES, Delivery
 from mailstrom_async._errors import AlreadyQueued, QueueFull
+from mailstrom_async._immutable import immutable
 from mailstrom_async._queue.recipient import cancelled
 from mailstrom_async._queue.retry import SKEW
 from mailstrom_async._status import MessageStatus
@@ -46,7 +47,7 @@ SPARE_PAGES = 1000
 """Unused pages that a file may keep, and that are given back at once."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable()
 class Enqueue:
     """Accept messages, all or none."""
 

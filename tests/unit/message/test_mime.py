@@ -165,8 +165,24 @@ def test_an_invitation_says_its_method():
     assert part.get_content().replace("\r\n", "\n") == INVITATION
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_the_method_is_found_whatever_ends_its_line(end):
+    """In any case, and with blanks behind it; at the end of all, too."""
+    for lines in (["begin:vcalendar", "method:cancel \t", "x"], ["BEGIN:VCALENDAR", "METHOD:CANCEL"]):
+        part = parse(text="Tea?", calendar=end.join(lines)).get_payload(1)
+
+        assert part["Content-Type"].params["method"] == "CANCEL"
+
+
 @pytest.mark.parametrize(
-    "calendar", ["", "BEGIN:VCALENDAR\nEND:VCALENDAR\n", "METHOD:REQUEST\n", "BEGIN:VCALENDAR\nMETHOD:A B\n"]
+    "calendar",
+    [
+        "",
+        "BEGIN:VCALENDAR\nEND:VCALENDAR\n",
+        "METHOD:REQUEST\n",
+        "BEGIN:VCALENDAR\nMETHOD:A B\n",
+        "BEGIN:VCALENDAR\nX-METHOD:REQUEST\n",
+    ],
 )
 def test_what_is_no_invitation_is_refused(calendar):
     """Without a method it would be shown as a text of gibberish."""
