@@ -127,9 +127,9 @@ def long_line(content: bytes) -> int | None:
         content: With CRLF line ends.
     """
     # One jump covers all lines that end within a thousand octets, so this costs far less than splitting into lines.
-    position = 0
-    while len(content) - position > LINE_LIMIT:
-        end = content.rfind(b"\n", position, position + LINE_LIMIT + 2)
+    position, last, reach = 0, len(content) - LINE_LIMIT, LINE_LIMIT + len(b"\r\n")
+    while position < last:
+        end = content.rfind(b"\n", position, position + reach)
         if end < 0:
             return position
         position = end + 1
