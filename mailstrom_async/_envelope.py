@@ -1,9 +1,9 @@
 """A message as the store holds it and the wire carries it."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Literal, NamedTuple, cast, get_args
+from typing import Literal, NamedTuple, get_args
 
 from mailstrom_async._immutable import immutable
 
@@ -68,7 +68,7 @@ def _stuff(lines: bytes, end: bytes = b"") -> bytes:
     return b"".join((b"." if lines.startswith(b".") else b"", stuffed, memoryview(lines)[dotted:], end))
 
 
-@immutable(slots=False)
+@immutable()
 class QueuedMessage:
     """The part of a stored message that all its deliveries share. One object serves all claims of a batch.
 
@@ -85,6 +85,8 @@ class QueuedMessage:
     queued_at: datetime
     expires_at: datetime
     lane: Lane = "default"
+    _stuffed: bytes | None = field(default=None, init=False, compare=False)
+    _in_utf8: "QueuedMessage | None" = field(default=None, init=False, compare=False)
 
     def on_the_wire(self, size: int) -> Iterator[bytes]:
         """The content as it goes between DATA and its reply, in pieces of about `size` bytes: dot-stuffed (RFC 5321
@@ -109,20 +111,20 @@ class QueuedMessage:
     @property
     def stuffed(self) -> bytes:
         """All of it in one piece, made once."""
-        made = self.__dict__.get("_stuffed")  # functools.cached_property takes a lock, which costs more than the rest
-        if made is None:
-            made = self.__dict__["_stuffed"] = _stuff(self.content, self._end)
-        return cast(bytes, made)
+        if self._stuffed is None:
+            object.__setattr__(self, "_stuffed", made := _stuff(self.content, self._end))
+            return made
+        return self._stuffed
 
     @property
     def in_utf8(self) -> "QueuedMessage":
         """The same for recipients whose addresses need SMTPUTF8, if the message itself does not; made once, too."""
         if self.smtputf8:
             return self
-        made = self.__dict__.get("_in_utf8")
-        if made is None:
-            made = self.__dict__["_in_utf8"] = replace(self, smtputf8=True)
-        return cast(QueuedMessage, made)
+        if self._in_utf8 is None:
+            object.__setattr__(self, "_in_utf8", made := replace(self, smtputf8=True))
+            return made
+        return self._in_utf8
 
     @property
     def _end(self) -> bytes:
