@@ -56,9 +56,10 @@ _HELD = """
     ) STRICT
 """
 
-# records: delivery, owner, attempt, due_at, started_at, the attempt as JSON, number of recipients that are final now,
-# since when. results: delivery, address, state, the result as JSON, whether an attempt is counted.
-_RECORDED = "CREATE TEMP VIEW recorded (records, results) AS SELECT 0, 0"
+# records: delivery, owner, attempt, due_at, number of recipients that are final now, since when. attempts: delivery,
+# started_at, the attempt. results: delivery, address, state, the result, whether an attempt is counted. Attempts and
+# results are nested, and stored as the JSON that they are here.
+_RECORDED = "CREATE TEMP VIEW recorded (records, attempts, results) AS SELECT 0, 0, 0"
 
 _RECORD = f"""
     CREATE TEMP TRIGGER record INSTEAD OF INSERT ON recorded BEGIN
@@ -66,9 +67,8 @@ _RECORD = f"""
         INSERT INTO held (delivery, message, size) SELECT d.id, d.message, d.size FROM json_each(NEW.records) AS j
             CROSS JOIN deliveries AS d ON d.id = {column(0)} CROSS JOIN messages AS m ON m.key = d.message
             WHERE d.owner = {column(1)} AND d.attempt = {column(2)} AND m.cancelled_at IS NULL;
-        INSERT INTO attempts (message, started_at, attempt) SELECT h.message, {column(4)}, {column(5)}
-            FROM json_each(NEW.records) AS j CROSS JOIN held AS h ON h.delivery = {column(0)}
-            WHERE {column(5)} IS NOT NULL;
+        INSERT INTO attempts (message, started_at, attempt) SELECT h.message, {column(1)}, {column(2)}
+            FROM json_each(NEW.attempts) AS j CROSS JOIN held AS h ON h.delivery = {column(0)};
         UPDATE recipients SET state = new.state, result = new.result, attempts = attempts + new.counted
             FROM (SELECT {column(0)} AS delivery, {column(1)} AS address, {column(2)} AS state, {column(3)} AS result,
                 {column(4)} AS counted FROM json_each(NEW.results) AS j) AS new
@@ -81,9 +81,9 @@ _RECORD = f"""
             WHERE deliveries.id = new.id AND new.id IN (SELECT delivery FROM held);
         UPDATE messages SET unfinished = unfinished - new.final,
             completed_at = CASE WHEN unfinished <= new.final THEN new.at END
-            FROM (SELECT h.message AS key, sum({column(6)}) AS final, max({column(7)}) AS at
+            FROM (SELECT h.message AS key, sum({column(4)}) AS final, max({column(5)}) AS at
                 FROM json_each(NEW.records) AS j CROSS JOIN held AS h ON h.delivery = {column(0)}
-                WHERE {column(6)} > 0 GROUP BY h.message) AS new
+                WHERE {column(4)} > 0 GROUP BY h.message) AS new
             WHERE messages.key = new.key AND completed_at IS NULL;
         UPDATE held SET completes = 1 WHERE message IN (SELECT m.key FROM held AS h CROSS JOIN messages AS m
             ON m.key = h.message WHERE m.completed_at IS NOT NULL AND EXISTS (

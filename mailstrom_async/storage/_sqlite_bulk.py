@@ -13,10 +13,9 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple, get_args
 
-from pydantic_core import PydanticSerializationError
+from pydantic_core import PydanticSerializationError, to_json
 
 from mailstrom_async._envelope import LANES, Delivery, PendingRecipient, QueuedMessage, RecipientState
-from mailstrom_async._model import Frozen
 from mailstrom_async._status import FINAL_STATES
 from mailstrom_async.storage._rules import destinations, final_at, lane_of
 from mailstrom_async.storage._sqlite_errors import Unusual
@@ -201,13 +200,17 @@ def _mark_claimed(
 
 def record(connection: sqlite3.Connection, records: Sequence[Record]) -> dict[int, Recorded]:
     """Write the records whose claim holds and that are in order; what was made of each, by delivery."""
-    named = Counter(one.delivery.id for one in records)  # of two records of one delivery the second comes too late
+    named = Counter([one.delivery.id for one in records])  # of two records of one delivery the second comes too late
     usual = {one.delivery.id: one for one in records if named[one.delivery.id] == 1 and _is_usual(one)}
     if not usual:
         return {}
-    results = [row for one in usual.values() for row in _results_of(one)]
     connection.execute(
-        "INSERT INTO recorded VALUES (?, ?)", (_json([_told_of(one) for one in usual.values()]), _json(results))
+        "INSERT INTO recorded VALUES (?, ?, ?)",
+        (
+            _json([_told_of(one) for one in usual.values()]),
+            _json([_attempt_of(one) for one in usual.values() if one.attempt is not None]),
+            _json([row for one in usual.values() for row in _results_of(one)]),
+        ),
     )
     held: list[tuple[int, int, int, int]] = _read(
         connection, "SELECT json_group_array(json_array(delivery, message, size, completes)) FROM held"
@@ -226,7 +229,7 @@ def record(connection: sqlite3.Connection, records: Sequence[Record]) -> dict[in
 
 def _told_of(one: Record) -> tuple[object, ...]:
     """What the view `recorded` takes of a record."""
-    delivery, attempt = one.delivery, one.attempt
+    delivery = one.delivery
     final = [result for result in one.results.values() if result.state in FINAL_STATES]
     ended_at = final_at(final)
     return (
@@ -234,50 +237,41 @@ def _told_of(one: Record) -> tuple[object, ...]:
         delivery.owner,
         delivery.attempt,
         None if one.due_at is None else to_integer(one.due_at),
-        None if attempt is None else to_integer(attempt.started_at),
-        None if attempt is None else _dump(attempt),
         len(final),
         None if ended_at is None else to_integer(ended_at),
     )
 
 
+def _attempt_of(one: Record) -> tuple[object, ...]:
+    """Of its attempt, if there was one."""
+    attempt = one.attempt
+    return () if attempt is None else (one.delivery.id, to_integer(attempt.started_at), attempt)
+
+
 def _results_of(one: Record) -> list[tuple[object, ...]]:
     """And of its results."""
     counted = int(one.attempt is not None)
-    return [(one.delivery.id, address, result.state, _dump(result), counted) for address, result in one.results.items()]
+    return [(one.delivery.id, address, result.state, result, counted) for address, result in one.results.items()]
 
 
 def _is_usual(one: Record) -> bool:
     """All of few recipients have a result, and it is clear whether they are attempted again."""
-    deferred = any(result.state not in FINAL_STATES for result in one.results.values())
+    deferred = "deferred" in [result.state for result in one.results.values()]
     return (
-        len(one.results) == len(one.delivery.recipients) <= FEW
+        len(one.results) <= FEW
         and deferred == (one.due_at is not None)
-        and all(recipient.address in one.results for recipient in one.delivery.recipients)
+        and one.results.keys() == {recipient.address for recipient in one.delivery.recipients}
     )
 
 
-def _json(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    # SQLite's JSON ends a text at a NUL, and lone surrogates have no UTF-8.
-    if "\\u0000" in text or not _is_text(text):
+def _json(rows: Sequence[object]) -> str:
+    try:
+        text = to_json(rows).decode()
+    except PydanticSerializationError:  # lone surrogates have no UTF-8
+        raise Unusual from None
+    if "\\u0000" in text:  # SQLite's JSON ends a text at a NUL
         raise Unusual
     return text
-
-
-def _dump(model: Frozen) -> str:
-    try:
-        return model.model_dump_json()
-    except PydanticSerializationError:
-        raise Unusual from None
-
-
-def _is_text(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _read(connection: sqlite3.Connection, statement: str, *values: object) -> list[Any]:
