@@ -34,5 +34,4 @@ class Reply(Frozen):
     """The name of the host that gave it."""
 
     def __str__(self) -> str:
-        words = [str(self.code), self.enhanced, self.text.replace("\n", " ")]
-        return " ".join(word for word in words if word)
+        return " ".join(filter(None, (str(self.code), self.enhanced, self.text.replace("\n", " "))))

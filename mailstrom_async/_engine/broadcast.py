@@ -44,8 +44,9 @@ class Subscription:
         if len(self._events) >= BACKLOG:
             self._events.popleft()
             self._lost += 1
+        if not self._events:  # else the reader is not waiting
+            self._ready.set()
         self._events.append(event)
-        self._ready.set()
 
     def end(self) -> None:
         """No more events: the reader gets what is left, and its loop ends."""
@@ -57,24 +58,32 @@ class Broadcast:
     """The readers of events, and those who wait for one message.
 
     Publishing never waits for anybody: a slow reader loses events, never slows delivery.
+
+    Attributes:
+        wanted: The types of events that somebody reads: many an event need not even be made.
     """
 
     def __init__(self) -> None:
         self._subscriptions: set[Subscription] = set()
-        self._wanted: dict[type[Event], bool] = {}  # what they want, as far as it was asked
+        self.wanted: frozenset[type[Event]] = frozenset()
         self._watchers: dict[str, set[asyncio.Event]] = {}
 
     @contextmanager
     def subscribe(self, types: tuple[type[Event], ...]) -> Generator[Subscription]:
         subscription = Subscription(types)
         self._subscriptions.add(subscription)
-        self._wanted.clear()
+        self._ask()
         try:
             yield subscription
         finally:
             self._subscriptions.discard(subscription)
-            self._wanted.clear()
+            self._ask()
             subscription.end()
+
+    def _ask(self) -> None:
+        self.wanted = frozenset(
+            kind for kind in Event.__subclasses__() if any(reader.wants(kind) for reader in self._subscriptions)
+        )
 
     @contextmanager
     def watch(self, message_id: str) -> Generator[asyncio.Event]:
@@ -89,17 +98,9 @@ class Broadcast:
             if not watchers and self._watchers.get(message_id) is watchers:
                 del self._watchers[message_id]
 
-    @property
-    def has_readers(self) -> bool:
-        """Somebody reads events."""
-        return bool(self._subscriptions)
-
     def wants(self, kind: type[Event]) -> bool:
-        """Whether somebody reads events of this type: many an event need not even be made."""
-        wanted = self._wanted.get(kind)
-        if wanted is None:
-            wanted = self._wanted[kind] = any(subscription.wants(kind) for subscription in self._subscriptions)
-        return wanted
+        """Whether somebody reads events of this type."""
+        return kind in self.wanted
 
     def publish(self, events: Iterable[Event]) -> None:
         for event in events:

@@ -14,7 +14,12 @@ logger = logging.getLogger("mailstrom_async")
 
 
 class Claims:
-    """What is claimed and not yet recorded or released: bounded by count and by bytes of content."""
+    """What is claimed and not yet recorded or released: bounded by count and by bytes of content.
+
+    Attributes:
+        lost: The ids of those whose lease ended: somebody else may be attempting them. Who has not begun with one must
+            not.
+    """
 
     def __init__(self, storage: Storage, clock: Clock, *, owner: str, lease: timedelta, bytes_in_flight: int) -> None:
         self._storage = storage
@@ -24,7 +29,7 @@ class Claims:
         self.bytes_in_flight = bytes_in_flight
         self._bytes_free = bytes_in_flight
         self._held: dict[int, Delivery] = {}
-        self._lost: set[int] = set()  # of these: somebody else's by now
+        self.lost: set[int] = set()
 
     def __len__(self) -> int:
         return len(self._held)
@@ -46,13 +51,9 @@ class Claims:
             self._bytes_free -= len(delivery.message.content)
         return deliveries
 
-    def is_lost(self, delivery: Delivery) -> bool:
-        """Its lease ended, and somebody else may be attempting it: whoever has not begun with it must not."""
-        return delivery.id in self._lost
-
     def end(self, delivery: Delivery) -> None:
         """It is recorded, released, or lost."""
-        self._lost.discard(delivery.id)
+        self.lost.discard(delivery.id)
         if self._held.pop(delivery.id, None) is not None:
             self._bytes_free += len(delivery.message.content)
 
@@ -90,5 +91,5 @@ class Claims:
                 continue
             for delivery in lost:
                 if self._held.get(delivery.id) is delivery:  # else it was recorded meanwhile
-                    self._lost.add(delivery.id)
+                    self.lost.add(delivery.id)
                     logger.warning("%r: its lease ended while it was attempted; its result will not count", delivery)

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Container, Sequence
 from datetime import timedelta
 from random import Random
 
@@ -244,8 +244,8 @@ class Engine:
             self._tell(message_id, Recorded(accepted=True, results=failed, due=None, completed=completed))
 
     def _tell(self, message_id: str, recorded: Recorded) -> None:
-        if self._broadcast.has_readers:
-            self._broadcast.publish(events_of(message_id, recorded, self._broadcast.wants))
+        if wanted := self._broadcast.wanted:
+            self._broadcast.publish(events_of(message_id, recorded, wanted))
         self._broadcast.touch(message_id)
 
     def _portion_changed(self) -> None:
@@ -262,7 +262,7 @@ class Engine:
         wanted: list[Delivery] = []
         expired: list[Delivery] = []
         for delivery in deliveries:
-            if self._claims.is_lost(delivery):
+            if delivery.id in self._claims.lost:
                 self._settlement.settle_all(delivery, LOST)  # which the store will refuse
             elif has_expired(delivery, now, lifetime):
                 expired.append(delivery)
@@ -302,18 +302,18 @@ async def _run(run: Callable[[], Awaitable[None]], done: anyio.Event) -> None:
         done.set()
 
 
-def events_of(message_id: str, recorded: Recorded, wanted: Callable[[type[Event]], bool]) -> list[Event]:
+def events_of(message_id: str, recorded: Recorded, wanted: Container[type[Event]]) -> list[Event]:
     """What to tell of a record, as far as somebody wants to know."""
     events: list[Event] = []
     for address, result in recorded.results.items():
         if result.state == "delivered":
-            if wanted(RecipientDelivered):
+            if RecipientDelivered in wanted:
                 events.append(RecipientDelivered(message_id=message_id, address=address, result=result))
         elif result.state == "deferred":
-            if wanted(RecipientDeferred):
+            if RecipientDeferred in wanted:
                 events.append(RecipientDeferred(message_id=message_id, address=address, result=result))
-        elif wanted(RecipientFailed):
+        elif RecipientFailed in wanted:
             events.append(RecipientFailed(message_id=message_id, address=address, result=result))
-    if recorded.completed and wanted(MessageCompleted):
+    if recorded.completed and MessageCompleted in wanted:
         events.append(MessageCompleted(message_id=message_id))
     return events

@@ -44,8 +44,9 @@ class Recorder:
         return [*self._writing, *self._waiting]
 
     def submit(self, record: Record) -> None:
+        if not self._waiting:  # else `run` is awake, or about to be
+            self._wake.set()
         self._waiting.append(record)
-        self._wake.set()
 
     def stop(self) -> None:
         """Begin no other batch; `run` ends when it has written the one it is at. Cut in half, it would be in the store,

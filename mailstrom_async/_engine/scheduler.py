@@ -71,7 +71,7 @@ class Scheduler:
     def ended(self, delivery: Delivery, *, well: bool | None) -> None:
         """A claim is over; `well` as in `ReadyLines.finished`."""
         self._claims.end(delivery)
-        self._backlogs.finished(delivery.message.lane, delivery.destination, well=well)
+        self._backlogs.lanes[delivery.message.lane].lines.finished(delivery.destination, well=well)
         self._wake.set()
 
     def hold(self, lane: Lane, destination: str) -> None:
@@ -150,12 +150,12 @@ class Scheduler:
             deliveries = await self._claims.claim(entries, now)
         except BaseException:
             for entry in entries:
-                self._backlogs.finished(entry.lane, entry.destination, well=None)
+                self._backlogs.lanes[entry.lane].lines.finished(entry.destination, well=None)
             raise
         claimed = {delivery.id for delivery in deliveries}
         for entry in entries:
             if entry.delivery_id not in claimed:
-                self._backlogs.finished(entry.lane, entry.destination, well=None)
+                self._backlogs.lanes[entry.lane].lines.finished(entry.destination, well=None)
                 if entry.due_at > now:  # the clock was set back while it waited for its turn: it may be due at any time
                     self._backlogs.lanes[entry.lane].ask_for_refill()
         if deliveries:

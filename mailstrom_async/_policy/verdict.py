@@ -26,7 +26,7 @@ REFUSED_FOR_GOOD: Mapping[Phase, State] = MappingProxyType(
     }
 )
 
-# Replies that mean something else than their first digit says.
+# Refusals for good that are none, whatever their first digit says.
 EXCEPTIONS: Mapping[tuple[Phase, int], State] = MappingProxyType(
     {
         (Phase.MAIL, 530): "deferred",  # it wants TLS or a login first: our settings are at fault, not the mail
@@ -66,12 +66,10 @@ def judge(phase: Phase, reply: Reply) -> Outcome:
 def state_for(phase: Phase, code: int) -> State:
     """The state that a reply code leads to. Only the reply to the final dot delivers; a reply that makes no sense where
     it came never decides for good."""
-    if (phase, code) in EXCEPTIONS:
-        return EXCEPTIONS[phase, code]
     if code // 100 == 2 and phase is Phase.END_OF_DATA:
         return "delivered"
     if code // 100 == 5:
-        return REFUSED_FOR_GOOD[phase]
+        return EXCEPTIONS.get((phase, code)) or REFUSED_FOR_GOOD[phase]
     return "deferred"
 
 

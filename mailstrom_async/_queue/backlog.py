@@ -180,10 +180,6 @@ class Backlogs:
         order = LANES if large is None else (large.lane, *LANES)
         return next((one for lane in order if (one := self.lanes[lane].lines.first()) is not None), None)
 
-    def finished(self, lane: Lane, destination: str, *, well: bool | None) -> None:
-        """As `ReadyLines.finished`."""
-        self.lanes[lane].lines.finished(destination, well=well)
-
     def _held_up_by(self, size: int) -> Due | None:
         """What waits so long for its room in memory that others have to wait for it."""
         for backlog in self.lanes.values():
