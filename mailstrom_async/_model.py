@@ -3,9 +3,10 @@
 import ast
 import inspect
 import sys
+from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
-from typing import ClassVar
+from typing import Any, ClassVar, ParamSpec, TypeVar
 
 from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
@@ -20,10 +21,13 @@ class Frozen(BaseModel):
 
     _module: ClassVar[str]
     """Where it was written; `__module__` says where users import it from."""
+    _defaults: ClassVar[dict[str, Any]]
+    """All fields in their order, with what they are if nothing else is said."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: object) -> None:
         cls._module = cls.__module__
+        cls._defaults = {name: field.default for name, field in cls.model_fields.items()}
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
@@ -42,6 +46,31 @@ class Frozen(BaseModel):
                 for key in {name, field.alias, field.serialization_alias} & properties.keys():
                     properties[key].setdefault("description", text)
         return schema
+
+
+P = ParamSpec("P")
+Model = TypeVar("Model", bound=Frozen)
+
+# What `object.__setattr__` would look up each time; pydantic's own `model_construct` sets the same four.
+_new: Any = object.__new__
+_set_values = BaseModel.__dict__["__dict__"].__set__
+_set_given, _set_extra, _set_private = (
+    BaseModel.__dict__[f"__pydantic_{slot}__"].__set__ for slot in ("fields_set", "extra", "private")
+)
+
+
+def trusted(model: Callable[P, Model], *_: P.args, **values: P.kwargs) -> Model:
+    """A model of values that are ours, each of the type that its field has: in half the time that validation takes.
+
+    Type checkers look at it as at a call of the model. For those that are made for every mail; a default factory is
+    not asked.
+    """
+    made: Model = _new(model)
+    _set_values(made, {**made._defaults, **values})  # pyright: ignore[reportPrivateUsage] - private to this file
+    _set_given(made, set(values))
+    _set_extra(made, None)
+    _set_private(made, None)
+    return made
 
 
 @cache

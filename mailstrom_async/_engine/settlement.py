@@ -9,6 +9,7 @@ from mailstrom_async._clock import Clock
 from mailstrom_async._config import RetryPolicy
 from mailstrom_async._engine.attempt import Contact
 from mailstrom_async._envelope import Delivery
+from mailstrom_async._model import trusted
 from mailstrom_async._policy.congestion import held_back_until
 from mailstrom_async._queue.recipient import Circumstances, RecipientResult, expired, settle
 from mailstrom_async._queue.retry import next_due
@@ -66,7 +67,8 @@ class Settlement:
             recipient.address: settle(recipient, own[recipient.address], given) for recipient in delivery.recipients
         }
         deferred = not well and any(result.state == "deferred" for result in results.values())
-        attempt = Attempt(
+        attempt = trusted(
+            Attempt,
             started_at=min(started_at, now),
             duration=max(now - started_at, _NO_TIME),
             recipients=tuple(own),

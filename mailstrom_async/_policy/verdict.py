@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Literal
 
+from mailstrom_async._model import trusted
 from mailstrom_async._reply import Phase, Reply
 from mailstrom_async._status import Cause, Outcome
 
@@ -54,7 +55,8 @@ OF_CLASS: Mapping[State, str] = MappingProxyType({"delivered": "2.0.0", "deferre
 def judge(phase: Phase, reply: Reply) -> Outcome:
     """What a reply means for the recipients that it concerns (RFC 5321 section 4.2.1)."""
     state = state_for(phase, reply.code)
-    return Outcome(
+    return trusted(
+        Outcome,
         state=state,
         cause=None if state == "delivered" else "smtp",
         enhanced=reply.enhanced or OF_CLASS[state],

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 from mailstrom_async._envelope import PendingRecipient, RecipientState
+from mailstrom_async._model import trusted
 from mailstrom_async._reply import Reply
 from mailstrom_async._status import Deferred, Delivered, Failed, Outcome
 
@@ -82,7 +83,7 @@ def settle(recipient: PendingRecipient, outcome: Outcome, given: Circumstances) 
         return expired(outcome.reason, outcome.reply, given.now)
     if outcome.state == "delivered":
         assert outcome.reply is not None  # noqa: S101 - only a reply delivers
-        return Delivered(reply=outcome.reply, host=given.host, tls=given.tls, delivered_at=given.now)
+        return trusted(Delivered, reply=outcome.reply, host=given.host, tls=given.tls, delivered_at=given.now)
     cause = outcome.cause or "local"
     if state == "deferred":
         return Deferred(

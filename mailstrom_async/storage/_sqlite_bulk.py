@@ -260,7 +260,7 @@ def _is_usual(one: Record) -> bool:
     return (
         len(one.results) <= FEW
         and deferred == (one.due_at is not None)
-        and one.results.keys() == {recipient.address for recipient in one.delivery.recipients}
+        and set(one.results) == {recipient.address for recipient in one.delivery.recipients}
     )
 
 
