@@ -51,7 +51,6 @@ _HELD = """
     CREATE TEMP TABLE held (
         delivery INTEGER PRIMARY KEY,
         message INTEGER NOT NULL,
-        size INTEGER NOT NULL,
         completes INTEGER NOT NULL DEFAULT 0
     ) STRICT
 """
@@ -64,7 +63,7 @@ _RECORDED = "CREATE TEMP VIEW recorded (records, attempts, results) AS SELECT 0,
 _RECORD = f"""
     CREATE TEMP TRIGGER record INSTEAD OF INSERT ON recorded BEGIN
         DELETE FROM held;
-        INSERT INTO held (delivery, message, size) SELECT d.id, d.message, d.size FROM json_each(NEW.records) AS j
+        INSERT INTO held (delivery, message) SELECT d.id, d.message FROM json_each(NEW.records) AS j
             CROSS JOIN deliveries AS d ON d.id = {column(0)} CROSS JOIN messages AS m ON m.key = d.message
             WHERE d.owner = {column(1)} AND d.attempt = {column(2)} AND m.cancelled_at IS NULL;
         INSERT INTO attempts (message, started_at, attempt) SELECT h.message, {column(1)}, {column(2)}

@@ -212,19 +212,25 @@ def record(connection: sqlite3.Connection, records: Sequence[Record]) -> dict[in
             _json([row for one in usual.values() for row in _results_of(one)]),
         ),
     )
-    held: list[tuple[int, int, int, int]] = _read(
-        connection, "SELECT json_group_array(json_array(delivery, message, size, completes)) FROM held"
+    held, completing = _read(
+        connection,
+        "SELECT json_array(json_group_array(delivery), json_group_array(delivery) FILTER (WHERE completes)) FROM held",
     )
     # Of several deliveries the last one completes their message.
-    last = {message: delivery_id for delivery_id, message, _, completes in held if completes}
+    last = {usual[delivery_id].delivery.message.key: delivery_id for delivery_id in completing}
     recorded: dict[int, Recorded] = {}
-    for delivery_id, message, size, _ in held:
+    for delivery_id in held:
         one = usual[delivery_id]
-        delivery, again = one.delivery, one.due_at
-        entry = None if again is None else Due(again, delivery_id, delivery.destination, size, delivery.message.lane)
-        completed = last.get(message) == delivery_id
-        recorded[delivery_id] = Recorded(accepted=True, results=one.results, due=entry, completed=completed)
+        completed = last.get(one.delivery.message.key) == delivery_id
+        recorded[delivery_id] = Recorded(accepted=True, results=one.results, due=_due_again(one), completed=completed)
     return recorded
+
+
+def _due_again(one: Record) -> Due | None:
+    delivery, message = one.delivery, one.delivery.message
+    if one.due_at is None:
+        return None
+    return Due(one.due_at, delivery.id, delivery.destination, len(message.content), message.lane)
 
 
 def _told_of(one: Record) -> tuple[object, ...]:

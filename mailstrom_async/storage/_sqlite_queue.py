@@ -132,7 +132,8 @@ class Claim:
             claims = bulk.claim_fresh(connection, self.fresh, self.owner, self.now, self.lease_until)
         if left := self._left(claims):
             claims += bulk.claim(connection, left, self.owner, self.now, self.lease_until)
-        return self._row_by_row(connection, claims)
+            return self._row_by_row(connection, claims)
+        return claims
 
     def _left(self, claims: Sequence[Delivery]) -> list[int]:
         claimed = {delivery.id for delivery in claims}
