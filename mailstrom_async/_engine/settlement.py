@@ -23,16 +23,18 @@ _NO_TIME = timedelta(0)
 
 
 class Settlement:
-    """Turns what an attempt did to a delivery into the record of it, and hands that on to be written."""
+    """Turns what an attempt did to a delivery into the record of it, and hands that on to be written.
+
+    Attributes:
+        now: What the clock shows.
+    """
 
     def __init__(self, clock: Clock, retry: RetryPolicy, chance: Random, submit: Callable[[Record], None]) -> None:
         self.clock = clock
+        self.now = clock.now
         self._retry = retry
         self._chance = chance
         self._submit = submit
-
-    def now(self) -> datetime:
-        return self.clock.now()
 
     def settle(
         self, delivery: Delivery, outcomes: Mapping[str, Outcome], *, started_at: datetime, contact: Contact = NOBODY
@@ -57,7 +59,7 @@ class Settlement:
     def _record(
         self, delivery: Delivery, outcomes: Mapping[str, Outcome], started_at: datetime, contact: Contact
     ) -> Record:
-        now = self.clock.now()
+        now = self.now()
         own = {recipient.address: outcomes[recipient.address] for recipient in delivery.recipients}
         well = {outcome.state for outcome in own.values()} == {"delivered"}
         expires_at = delivery.message.expires_at
@@ -93,7 +95,7 @@ class Settlement:
         )
 
     def _fault(self, delivery: Delivery, error: Exception) -> Record:
-        due_at = self.clock.now() + self._retry.base_delay
+        due_at = self.now() + self._retry.base_delay
         reason = f"a fault in this library: {error!r}"
         deferred = Deferred(cause="local", enhanced="4.3.0", reason=reason, next_attempt_at=due_at)
         return Record(delivery, {recipient.address: deferred for recipient in delivery.recipients}, due_at, None)
@@ -110,7 +112,7 @@ class Settlement:
         self.settle(
             delivery,
             {recipient.address: outcome for recipient in delivery.recipients},
-            started_at=started_at or self.clock.now(),
+            started_at=started_at or self.now(),
             contact=contact,
         )
 
@@ -123,7 +125,7 @@ class Settlement:
             until: When the site is probed.
         """
         message = delivery.message
-        due_at = min(held_back_until(self.clock.now(), until, message.queued_at), message.expires_at)
+        due_at = min(held_back_until(self.now(), until, message.queued_at), message.expires_at)
         deferred = Deferred(
             cause=why.cause or "local",
             enhanced=why.enhanced,
@@ -135,7 +137,7 @@ class Settlement:
 
     def expire(self, delivery: Delivery, status: MessageStatus | None) -> None:
         """Record that a delivery's lifetime ended while it waited; `status`, if known, tells what was said last."""
-        now = self.clock.now()
+        now = self.now()
         last = {} if status is None else {recipient.address: recipient.result for recipient in status.recipients}
         results: dict[str, RecipientResult] = {}
         for recipient in delivery.recipients:

@@ -41,7 +41,7 @@ class Backlog:
         """These deliveries are due then, whatever was known of them before."""
         if self._pushed_while_refilling is not None:
             self._pushed_while_refilling.update(entry.delivery_id for entry in entries)
-        room = self._room
+        room = self.lines.room
         due: list[Due] = []  # as most mail is when it comes: it has no need of the heap
         later: list[Due] = []
         for entry in entries:
@@ -64,14 +64,14 @@ class Backlog:
     def line_up(self, now: datetime, claimed: Container[int]) -> bool:
         """Move what is due into the lines, some of it at a time; whether there may be more."""
         # What a shared store named while it was somebody else's may be ours by now, and must not be claimed twice.
-        due = self._heap.pop_due(now, max(0, min(self._room, TURN)))
+        due = self._heap.pop_due(now, max(0, min(self.lines.room, TURN)))
         self.lines.add(entry for entry in due if entry.delivery_id not in claimed)
         return len(due) == TURN
 
     @property
     def next_due_at(self) -> datetime | None:
         """When there is something to line up; None: nothing that is known here, or there is no room for it."""
-        return self._heap.next_due_at if self._room > 0 else None
+        return self._heap.next_due_at if self.lines.room > 0 else None
 
     @property
     def is_used_up(self) -> bool:
@@ -116,10 +116,6 @@ class Backlog:
     def end_refill(self) -> None:
         """Whether it succeeded or not."""
         self._pushed_while_refilling = None
-
-    @property
-    def _room(self) -> int:
-        return READY_CAPACITY - len(self.lines)
 
 
 class Backlogs:

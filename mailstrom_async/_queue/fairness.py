@@ -57,6 +57,11 @@ class ReadyLines:
     def __contains__(self, delivery_id: int) -> bool:
         return delivery_id in self._waiting
 
+    @property
+    def room(self) -> int:
+        """How many more should wait here; of new mail there may be more, and then it is negative."""
+        return self._share.all - len(self._waiting)
+
     def add(self, entries: Iterable[Due]) -> None:
         """Line deliveries up. What finds its line full is left to the store."""
         for entry in entries:
@@ -65,7 +70,7 @@ class ReadyLines:
             line = self._lines.get(entry.destination)
             if line is None:
                 line = self._lines[entry.destination] = deque()
-            if len(line) >= self._share.line and len(line) >= self._longest:
+            if len(line) >= self._share.line and len(line) >= self.room // 4:
                 self._left_out.add(entry.destination)
                 continue
             line.append(entry)
@@ -181,7 +186,7 @@ class ReadyLines:
     @property
     def _longest(self) -> int:
         """How long a line may be."""
-        return max(self._share.line, (self._share.all - len(self._waiting)) // 4)
+        return max(self._share.line, self.room // 4)
 
     def _is_open(self, destination: str, free: int = sys.maxsize) -> bool:
         if destination in self._held:

@@ -251,7 +251,9 @@ def _kinds(operations: Sequence[Operation[object]]) -> Iterable[_Kind]:
     """In the order in which the first of each stands."""
     kinds: dict[object, _Kind] = {}
     for place, operation in enumerate(operations):
-        kind = kinds.setdefault(getattr(operation, "merge", place), _Kind([], []))
+        key = getattr(operation, "merge", place)
+        if (kind := kinds.get(key)) is None:
+            kind = kinds[key] = _Kind([], [])
         kind.places.append(place)
         kind.operations.append(operation)
     return kinds.values()
