@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
-from typing import Any, ClassVar, ParamSpec, TypeVar
+from typing import Any, ClassVar, ParamSpec, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
@@ -21,13 +21,10 @@ class Frozen(BaseModel):
 
     _module: ClassVar[str]
     """Where it was written; `__module__` says where users import it from."""
-    _defaults: ClassVar[dict[str, Any]]
-    """All fields in their order, with what they are if nothing else is said."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: object) -> None:
         cls._module = cls.__module__
-        cls._defaults = {name: field.default for name, field in cls.model_fields.items()}
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
@@ -60,17 +57,24 @@ _set_given, _set_extra, _set_private = (
 
 
 def trusted(model: Callable[P, Model], *_: P.args, **values: P.kwargs) -> Model:
-    """A model of values that are ours, each of the type that its field has: in half the time that validation takes.
+    """A model of values that are ours, each of the type that its field has: it takes a third less time than validation,
+    and half of it where there are many fields.
 
     Type checkers look at it as at a call of the model. For those that are made for every mail; a default factory is
     not asked.
     """
     made: Model = _new(model)
-    _set_values(made, {**made._defaults, **values})  # pyright: ignore[reportPrivateUsage] - private to this file
+    _set_values(made, {**_defaults(model), **values})
     _set_given(made, set(values))
     _set_extra(made, None)
     _set_private(made, None)
     return made
+
+
+@cache
+def _defaults(model: Callable[..., Frozen]) -> dict[str, Any]:
+    """All fields of a model in their order, with what they are if nothing else is said."""
+    return {name: field.default for name, field in cast(type[Frozen], model).model_fields.items()}
 
 
 @cache

@@ -81,6 +81,7 @@ class Broadcast:
             subscription.end()
 
     def _ask(self) -> None:
+        """Whoever reads `Event` reads all that derive from it."""
         self.wanted = frozenset(
             kind for kind in Event.__subclasses__() if any(reader.wants(kind) for reader in self._subscriptions)
         )

@@ -24,7 +24,6 @@ from mailstrom_async._engine.upstream import Upstream
 from mailstrom_async._envelope import Delivery, Due
 from mailstrom_async._errors import StorageError
 from mailstrom_async._events import Event, MessageCompleted, RecipientDeferred, RecipientDelivered, RecipientFailed
-from mailstrom_async._model import trusted
 from mailstrom_async._policy.verdict import judge_breakdown
 from mailstrom_async._queue.retry import has_expired, longest_wait
 from mailstrom_async._reply import Phase
@@ -309,12 +308,12 @@ def events_of(message_id: str, recorded: Recorded, wanted: Container[type[Event]
     for address, result in recorded.results.items():
         if result.state == "delivered":
             if RecipientDelivered in wanted:
-                events.append(trusted(RecipientDelivered, message_id=message_id, address=address, result=result))
+                events.append(RecipientDelivered(message_id=message_id, address=address, result=result))
         elif result.state == "deferred":
             if RecipientDeferred in wanted:
-                events.append(trusted(RecipientDeferred, message_id=message_id, address=address, result=result))
+                events.append(RecipientDeferred(message_id=message_id, address=address, result=result))
         elif RecipientFailed in wanted:
-            events.append(trusted(RecipientFailed, message_id=message_id, address=address, result=result))
+            events.append(RecipientFailed(message_id=message_id, address=address, result=result))
     if recorded.completed and MessageCompleted in wanted:
-        events.append(trusted(MessageCompleted, message_id=message_id))
+        events.append(MessageCompleted(message_id=message_id))
     return events

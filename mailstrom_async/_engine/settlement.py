@@ -61,7 +61,7 @@ class Settlement:
     ) -> Record:
         now = self.now()
         own = {recipient.address: outcomes[recipient.address] for recipient in delivery.recipients}
-        well = {outcome.state for outcome in own.values()} == {"delivered"}
+        well = {outcome.state for outcome in own.values()} <= {"delivered"}
         expires_at = delivery.message.expires_at
         due_at = now if well else self._next_due(delivery, now)
         given = Circumstances(now, due_at, expires_at, contact.host or "", contact.tls.version)
