@@ -72,3 +72,14 @@ async def test_a_reader_that_waits_gets_the_next_event():
         told.publish([done(1)])
 
         assert await waiting == done(1)
+
+
+def test_what_readers_want_is_known_before_it_is_made():
+    """Together they want what any of them does; who reads events at all, all that there are; nobody, none."""
+    told = Broadcast()
+    with told.subscribe((MessageCompleted,)):
+        assert told.wanted == {MessageCompleted}
+        with told.subscribe(()):
+            assert told.wanted >= {MessageCompleted, WorkerStatusChanged}
+        assert not told.wants(WorkerStatusChanged)
+    assert told.wanted == set()
