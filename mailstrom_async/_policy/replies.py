@@ -9,14 +9,14 @@ import re
 from collections import deque
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from mailstrom_async._reply import Phase, Reply
 
 MAX_REPLY_BYTES = 64 * 1024
 MAX_TEXT = 2_000
-USUAL = 200
-"""Bytes of a line above which nothing is remembered of it."""
+USUAL = 500
+"""Bytes that arrive together above which nothing is remembered of their lines."""
 
 CLOSING = 421
 
@@ -67,12 +67,19 @@ def printable(text: str) -> str:
 
 @lru_cache(maxsize=256)
 def _one_line(line: bytes) -> Answer | None:
-    """The reply that is this line alone; None: it is not whole, or none at all.
+    """The reply that is this line alone, without its LF; None: it is not whole, or none at all.
 
     Servers say the same few things again and again.
     """
-    match = _LINE.fullmatch(line)
+    match = _LINE.fullmatch(line.rstrip(b"\r"))
     return None if match is None or match[2] == b"-" else _answer(match[1], [match[3] or b""])
+
+
+def _one_line_each(data: bytes) -> list[Answer]:
+    """The replies in what arrived, as it mostly does: whole ones, of one line each. Empty: it is not so."""
+    lines = data.split(b"\n")
+    answers = [_one_line(line) for line in lines[:-1]] if len(data) <= USUAL and not lines[-1] else []
+    return [] if None in answers else cast(list[Answer], answers)
 
 
 def _answer(code_digits: bytes, lines: Sequence[bytes]) -> Answer:
@@ -120,8 +127,6 @@ class ReplyReader:
             line = bytes(self._buffer[:end]).rstrip(b"\r")
             del self._buffer[: end + 1]
             self._searched = 0
-            if not self._lines and end < USUAL and (answer := _one_line(line)) is not None:
-                return answer
             self._size += end + 1
             self._check_size(0)
             if self._take(line):
@@ -164,18 +169,16 @@ class ReplyQueue:
         ready: Replies not yet taken, oldest first.
         fault: Why the conversation can't go on; continues "the server ...".
         farewell: The 421 that came unasked.
+        in_step: There is neither of these two.
     """
 
     def __init__(self) -> None:
         self.ready: deque[Answer] = deque()
         self.fault: str | None = None
         self.farewell: Answer | None = None
+        self.in_step = True
         self._reader = ReplyReader()
         self._expected = 0
-
-    @property
-    def in_step(self) -> bool:
-        return self.fault is None and self.farewell is None
 
     @property
     def partial(self) -> bool:
@@ -190,11 +193,16 @@ class ReplyQueue:
         """Take what arrived."""
         if not self.in_step:
             return
+        if not self._reader.pending and 0 < len(answers := _one_line_each(data)) <= self._expected:
+            self._expected -= len(answers)
+            self.ready += answers
+            return
         self._reader.feed(data)
         try:
             self._sort()
         except NotSMTP as error:
             self.fault = str(error)
+        self.in_step = self.fault is None and self.farewell is None
 
     def _sort(self) -> None:
         while self._expected:

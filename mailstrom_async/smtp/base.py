@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple, Protocol
 
 from mailstrom_async._config import TLSPolicy
 from mailstrom_async._envelope import QueuedMessage
+from mailstrom_async._immutable import immutable
 from mailstrom_async._policy.hosts import IPAddress
 from mailstrom_async._reply import Phase, Reply
 from mailstrom_async._status import TLSFacts
@@ -88,7 +89,7 @@ class SessionError(Exception):
         self.transcript = tuple(transcript)
 
 
-@dataclass(frozen=True, slots=True)
+@immutable()
 class TransactionResult:
     """What a transaction did to each recipient.
 

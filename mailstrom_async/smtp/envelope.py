@@ -36,43 +36,38 @@ class Offers:
 
 
 class Envelope(NamedTuple):
-    """A transaction's commands, ready to be sent: MAIL, and a RCPT for each recipient."""
+    """A transaction's commands, ready to be sent.
 
-    mail: bytes
+    Attributes:
+        commands: MAIL, and a RCPT for each recipient.
+    """
+
     recipients: tuple[str, ...]
-    rcpt: tuple[bytes, ...]
+    commands: tuple[bytes, ...]
 
     @property
-    def group(self) -> bytes:
+    def group(self) -> tuple[bytes, ...]:
         """The commands that go out together (RFC 2920 section 3.1: DATA may be the last of a group)."""
-        return b"".join((self.mail, *self.rcpt, DATA))
+        return (*self.commands, DATA)
 
     def chunk(self, message: QueuedMessage) -> tuple[bytes, bytes]:
         """The command that announces the whole content, and what has to be added to that (RFC 3030 section 2)."""
         end = b"" if message.content.endswith(b"\r\n") else b"\r\n"
         return b"BDAT %d LAST\r\n" % (len(message.content) + len(end)), end
 
-    @property
-    def commands(self) -> int:
-        """How many a group has, each of which is answered."""
-        return len(self.rcpt) + 2
-
     @classmethod
     def write(cls, message: QueuedMessage, recipients: Sequence[str], offers: Offers) -> "Envelope":
         """Raises ValueError if an address can't stand in a command."""
         encoding = "utf-8" if message.smtputf8 else "ascii"
-        parameters = b""
-        if offers.size is not None:
-            parameters += b" SIZE=%d" % len(message.content)
+        parameters = b"" if offers.size is None else b" SIZE=%d" % len(message.content)
         if message.eight_bit:
             parameters += b" BODY=8BITMIME"
         if message.smtputf8:
             parameters += b" SMTPUTF8"
-        return cls(
-            b"MAIL FROM:<%b>%b\r\n" % (_checked(message.sender, encoding) if message.sender else b"", parameters),
-            tuple(recipients),
-            tuple([b"RCPT TO:<%b>\r\n" % _checked(recipient, encoding) for recipient in recipients]),
-        )
+        sender = _checked(message.sender, encoding) if message.sender else b""
+        mail = b"MAIL FROM:<%b>%b\r\n" % (sender, parameters)
+        rcpt = [b"RCPT TO:<%b>\r\n" % _checked(recipient, encoding) for recipient in recipients]
+        return cls(tuple(recipients), (mail, *rcpt))
 
 
 @lru_cache(maxsize=1024)  # few senders write most mail

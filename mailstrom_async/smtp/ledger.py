@@ -4,7 +4,7 @@ MAIL comes first, then a RCPT for each recipient, then DATA, then the end of the
 Each is answered by one reply, whether the commands were sent one by one or together.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from mailstrom_async._policy.replies import CLOSING, Answer
 from mailstrom_async._reply import Phase
@@ -76,6 +76,17 @@ class Ledger:
             self._rcpt(answer)
         else:
             self._mail(answer)
+
+    def take_all(self, answers: Sequence[Answer]) -> None:
+        """As `take`, the replies to MAIL, every RCPT and DATA, where they are here together."""
+        *envelope, data = answers
+        if data.code == START_INPUT and all(answer.positive for answer in envelope):
+            self.accepted = list(self._recipients)
+            self.phase = Phase.DATA
+            self.wants_content = True
+            return
+        for answer in answers:
+            self.take(answer)
 
     def content_sent(self) -> None:
         """The server has all of the content: what comes now answers that."""

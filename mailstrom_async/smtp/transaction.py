@@ -28,6 +28,7 @@ class Transaction:
     """
 
     __slots__ = (
+        "_ahead",
         "_begun",
         "_envelope",
         "_ledger",
@@ -74,6 +75,7 @@ class Transaction:
         self._ledger = Ledger(envelope.recipients, target.host)
         self._unanswered = False  # the whole message is written, its reply is not here
         self._sent = False  # the kernel has all of it; what is unsent then belongs to the next one
+        self._ahead = 0  # bytes of the next envelope, which went out with the content
         self._mixed = False  # what is unsent may belong to this message or to the next one
         self._reset_refused = False
 
@@ -121,25 +123,26 @@ class Transaction:
 
     async def _agree(self, reset: bool) -> None:
         """The envelope: until DATA is answered, or, where commands go one by one, until nobody is left."""
-        wire, ledger, timeouts, one_by_one = self._wire, self._ledger, self._timeouts, not self._pipelining
-        until = asyncio.get_running_loop().time() + timeouts.envelope.total_seconds()
+        wire, ledger, commands, one_by_one = self._wire, self._ledger, self._envelope.group, not self._pipelining
+        if self._begun and (answers := wire.take_all(len(commands))):
+            wire.transcript.exchange(commands, answers)
+            ledger.take_all(answers)
+            return
         if not one_by_one and not self._begun:
-            wire.expect(self._envelope.commands + reset)
-            wire.write(RSET + self._envelope.group if reset else self._envelope.group)
+            wire.expect(len(commands) + reset)
+            wire.write(b"".join((RSET, *commands) if reset else commands))
+        timeouts = self._timeouts
+        until = asyncio.get_running_loop().time() + timeouts.envelope.total_seconds()
         if reset:
             await self._reset(one_by_one, until)
-        command_seconds = timeouts.command.total_seconds()
-        for command in (self._envelope.mail, *self._envelope.rcpt):
+        for command in commands:
             wire.transcript.ours(command)
             if one_by_one:
                 wire.send(command)
-            ledger.take(wire.take() or await wire.answer(command_seconds, until))
-            if one_by_one and ledger.settles_all:
+            seconds = timeouts.data if command is DATA else timeouts.command
+            ledger.take(wire.take() or await wire.answer(seconds.total_seconds(), until))
+            if one_by_one and command is not DATA and ledger.settles_all:
                 return  # nobody is left, and nothing is still to be read
-        wire.transcript.ours(DATA)
-        if one_by_one:
-            wire.send(DATA)
-        ledger.take(wire.take() or await wire.answer(timeouts.data.total_seconds(), until))
 
     async def _reset(self, one_by_one: bool, until: float) -> None:
         self._wire.transcript.ours(RSET)
@@ -181,16 +184,16 @@ class Transaction:
         self.unfinished = False
 
     async def _content(self) -> None:
-        wire, ledger = self._wire, self._ledger
-        wire.transcript.content(len(self._message.content))
+        wire, ledger, content = self._wire, self._ledger, self._message.content
+        wire.transcript.content(len(content))
         wire.expect()
-        if len(self._message.content) <= SMALL and not wire.encrypted:
-            whole = await self._send_small()
+        if len(content) <= SMALL and not wire.encrypted:
+            whole = self._send_small() or await self._taken_late()
         else:
             whole = await self._send_large()
         if whole:
             ledger.content_sent()
-        answer = await wire.answer(self._timeouts.end_of_data.total_seconds())
+        answer = wire.take() or await wire.answer(self._timeouts.end_of_data.total_seconds())
         self._unanswered = False
         if not whole and answer.code != CLOSING:
             if not answer.negative:
@@ -201,21 +204,23 @@ class Transaction:
         if not whole:
             wire.abort()
 
-    async def _send_small(self) -> bool:
+    def _send_small(self) -> bool:
         """Send a content that the kernel takes at once, and the next envelope with it: one system call for both.
-
-        Should the kernel not take all, what it did not take tells whether the content is gone. If the connection breaks
-        meanwhile, nobody can tell, and the message is in doubt.
-        """
-        wire = self._wire
+        Whether the kernel took all of it."""
         group = self._next_group()
-        self._unanswered = wire.write(self._message.stuffed + group)
-        self._sent = not wire.unsent
-        if wire.unsent:
-            self._mixed = bool(group)
-            await wire.drain(self._timeouts.block.total_seconds())
-            # Dropped meanwhile, it has nothing in its buffer either.
-            self._sent = not self._wire.unsent or (wire.usable and wire.buffered <= len(group))
+        self._unanswered = self._wire.write(self._message.stuffed + group)
+        self._sent = not self._wire.unsent
+        self._mixed = not self._sent and bool(group)
+        self._ahead = len(group)
+        return self._sent
+
+    async def _taken_late(self) -> bool:
+        """Should the kernel not take all, what it did not take tells whether the content is gone. If the connection
+        breaks meanwhile, nobody can tell, and the message is in doubt."""
+        wire = self._wire
+        await wire.drain(self._timeouts.block.total_seconds())
+        # Dropped meanwhile, it has nothing in its buffer either.
+        self._sent = not wire.unsent or (wire.usable and wire.buffered <= self._ahead)
         return self._sent
 
     async def _send_large(self) -> bool:
@@ -243,5 +248,6 @@ class Transaction:
         following = self._write_next() if self._pipelining and not self._ledger.postponed else None
         if following is None:
             return b""
-        self._wire.expect(following.commands)
-        return following.group
+        commands = following.group
+        self._wire.expect(len(commands))
+        return b"".join(commands)

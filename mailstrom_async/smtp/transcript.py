@@ -1,6 +1,8 @@
 """What was said on a connection, kept for the person who has to find out why it failed."""
 
 from collections import deque
+from collections.abc import Iterable
+from itertools import chain
 
 from mailstrom_async._policy.replies import Answer, printable
 
@@ -27,6 +29,10 @@ class Transcript:
     def theirs(self, answer: Answer) -> None:
         """Note a reply."""
         self._lines.append(answer)
+
+    def exchange(self, commands: Iterable[bytes], answers: Iterable[Answer]) -> None:
+        """Note commands that went out together, each with its reply."""
+        self._lines.extend(chain.from_iterable(zip(commands, answers, strict=True)))
 
     def clear(self) -> None:
         """Forget all."""

@@ -39,7 +39,7 @@ class Flight:
             None  # when the replies to the envelope are overdue; counted from the first one's turn
         )
         announcement, _ = envelope.chunk(message)
-        self.commands = chain((RSET,) if reset else (), (envelope.mail, *envelope.rcpt, announcement))
+        self.commands = chain((RSET,) if reset else (), envelope.commands, (announcement,))
 
     def take(self, answer: Answer) -> None:
         """Raises Broken if this reply ends the conversation."""
@@ -114,8 +114,8 @@ class Window:
         flight = self._add(message, envelope, reset=True)
         self._ahead.append(flight)
         announcement, end = envelope.chunk(message)
-        self._wire.expect(1 + envelope.commands)
-        self._write(flight, b"".join((RSET, envelope.mail, *envelope.rcpt, announcement, message.content, end)))
+        self._wire.expect(len(envelope.commands) + 2)
+        self._write(flight, b"".join((RSET, *envelope.commands, announcement, message.content, end)))
 
     def take(self) -> Flight:
         """The next of those that were sent ahead, to be run."""
@@ -170,8 +170,8 @@ class Window:
 
     async def _send(self, flight: Flight) -> None:
         envelope = flight.envelope
-        self._wire.expect(envelope.commands - 1 + flight.resets)
-        self._wire.write(b"".join((RSET if flight.resets else b"", envelope.mail, *envelope.rcpt)))
+        self._wire.expect(len(envelope.commands) + flight.resets)
+        self._wire.write(b"".join((RSET if flight.resets else b"", *envelope.commands)))
         while flight.resets or flight.ledger.phase is not Phase.END_OF_DATA:
             await self._read()
         if not flight.ledger.accepted:

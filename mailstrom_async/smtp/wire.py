@@ -3,6 +3,7 @@
 import asyncio
 import math
 import socket
+from collections.abc import Sequence
 from typing import Literal, NoReturn
 
 from mailstrom_async._policy.replies import Answer, ReplyQueue
@@ -157,6 +158,14 @@ class Wire(asyncio.Protocol):
         answer = self._replies.ready.popleft()
         self.transcript.theirs(answer)
         return answer
+
+    def take_all(self, count: int) -> Sequence[Answer]:
+        """The replies to so many of the oldest commands that have none yet, if all of them are here; empty: they are
+        not, and `answer` waits for them one by one. They are not noted yet."""
+        replies = self._replies
+        if len(replies.ready) < count or replies.fault is not None:
+            return ()
+        return [replies.ready.popleft() for _ in range(count)]
 
     async def answer(self, seconds: float, until: float = math.inf) -> Answer:
         """The reply to the oldest command that has none yet, within so many seconds for all of its lines.
