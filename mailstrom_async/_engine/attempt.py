@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mailstrom_async._envelope import QueuedMessage
+from mailstrom_async._immutable import immutable
 from mailstrom_async._policy.replies import CLOSING
 from mailstrom_async._policy.verdict import judge, judge_breakdown
 from mailstrom_async._reply import Phase, Reply
@@ -24,7 +25,7 @@ from mailstrom_async.smtp.base import (
 logger = logging.getLogger("mailstrom_async")
 
 
-@dataclass(frozen=True, slots=True)
+@immutable()
 class Contact:
     """With whom an attempt spoke last, and what was said."""
 
@@ -63,7 +64,7 @@ async def open_session(connector: Connector, targets: Iterable[Target]) -> Sessi
             transcript.extend(error.transcript)
             unreachable = Unreachable(
                 verdict_on(error.why),
-                Contact(target.host, str(target.address), error.tls, tuple(transcript)),
+                Contact(target.host, target.ip, error.tls, tuple(transcript)),
                 login_refused=target.credentials is not None and error.why.phase is Phase.AUTH,
             )
         except Exception as error:
@@ -71,7 +72,7 @@ async def open_session(connector: Connector, targets: Iterable[Target]) -> Sessi
             logger.exception("no session with %s could be opened", target.host)
             unreachable = Unreachable(
                 judge_breakdown(Phase.CONNECT, "local", f"a fault in this library: {error!r}"),
-                Contact(target.host, str(target.address), transcript=tuple(transcript)),
+                Contact(target.host, target.ip, transcript=tuple(transcript)),
             )
     return unreachable
 
@@ -167,7 +168,13 @@ def _without(recipients: Sequence[str], batch: Sequence[str]) -> Sequence[str]:
 
 def _outcomes(result: TransactionResult, batch: Sequence[str]) -> dict[str, Outcome]:
     """What a transaction did to its recipients, but for those who were postponed."""
-    outcomes = {recipient: judge(refusal.phase, refusal.reply) for recipient, refusal in result.decided.items()}
+    outcomes: dict[str, Outcome] = {}
+    last: Refusal | None = None
+    for recipient, refusal in result.decided.items():
+        if refusal is not last:  # one reply decides for many
+            outcome = judge(refusal.phase, refusal.reply)
+            last = refusal
+        outcomes[recipient] = outcome
     if result.breakdown is not None:
         in_doubt = verdict_on(result.breakdown)
         for recipient in batch:

@@ -50,6 +50,7 @@ class Carrier:
         self._sites = sites
         self._site = site
         self._session: Session | None = None
+        self._waiting_for_host = sites.waiting_for_host()
         self._ahead: deque[Bundle] = deque()
         """What is carried next, in this order: the first one's envelope, or where the server takes BDAT all of several,
         went out with what is carried now."""
@@ -60,8 +61,8 @@ class Carrier:
         site = self._site
         try:
             while (
-                site.ready
-                or self._ahead
+                self._ahead
+                or site.ready
                 or (self._session is not None and self._session.usable and await site.idle_until_work())
             ):
                 if self._session is not None and not self._serves(self._session):
@@ -98,7 +99,7 @@ class Carrier:
         started_at = self._sites.settlement.now()
         with self._site.opening:
             targets = self._site.targets(route)
-            with self._sites.waiting_for_host():
+            with self._waiting_for_host:
                 opened = await open_session(self._sites.connector, targets)
         if isinstance(opened, Unreachable):
             self._site.unreachable(opened, route, started_at)
@@ -141,21 +142,23 @@ class Carrier:
             bundle.deliveries = self._sites.wanted(bundle.deliveries)
         return bundle if bundle.deliveries else None
 
-    def _look_ahead(self, session: Session) -> tuple[QueuedMessage, Sequence[str]] | None:
+    def _look_ahead(self) -> tuple[QueuedMessage, Sequence[str]] | None:
         """Bind one more bundle to the session, if there is one to spare: the message and recipients that go first."""
         # Who carries mail other than "auth" may go on to do so.
-        bundle = self._site.take(freed=not self._urgent) if self._may_look_ahead(session) else None
+        bundle = self._site.take(freed=not self._urgent) if self._may_look_ahead() else None
         if bundle is None:
             return None
         self._ahead.append(bundle)
         message, at_once = bundle.deliveries[0].message, self._site.limits.recipients_per_transaction
         return first_transaction(message, bundle.recipients, at_once)
 
-    def _may_look_ahead(self, session: Session) -> bool:
+    def _may_look_ahead(self) -> bool:
         """Whether the next bundle may be bound to this session: there is work for all the sessions that there may be,
         and this one will be there for it."""
+        session = self._session
         return (
-            self._site.plenty
+            session is not None
+            and self._site.plenty
             and session.transactions < self._site.limits.messages_per_connection
             and not self._sites.closed
             and not self._sites.crowded
@@ -181,7 +184,7 @@ class Carrier:
         untouched: tuple[str, ...] = ()
         spoken = [session]
         try:
-            with self._site.carrying(bundle.lane), self._sites.waiting_for_host():
+            with self._site.carrying(bundle.lane), self._waiting_for_host:
                 untouched = await self._attempt(spoken, bundle, outcomes)
         except asyncio.CancelledError:
             session.abort()
@@ -199,7 +202,10 @@ class Carrier:
                 # Closed by a host that we just greeted, or half-way through: that is an attempt, or we would spin.
                 outcomes = {**dict.fromkeys(untouched, closed_early(session)), **outcomes}
             contact = contact_of(spoken[-1], outcomes)
-            await self._settle_in_turns(bundle, outcomes, started_at, contact)
+            if len(bundle.deliveries) == 1:
+                self._sites.settlement.settle(bundle.deliveries[0], outcomes, started_at=started_at, contact=contact)
+            else:
+                await self._settle_in_turns(bundle, outcomes, started_at, contact)
             self._site.learn(outcomes, contact, bundle.route)
         if not session.usable:
             session.abort()
@@ -220,7 +226,7 @@ class Carrier:
             bundle.recipients,
             at_once=at_once,
             outcomes=outcomes,
-            following=partial(self._look_ahead, session),
+            following=self._look_ahead,
         )
         while outcomes and not untouched and worth_another_host(outcomes):
             tried = {session.target.host for session in spoken}
@@ -290,7 +296,7 @@ class Carrier:
 def contact_of(session: Session, outcomes: Mapping[str, Outcome]) -> Contact:
     """With whom we spoke; what was said only where somebody will want to read it."""
     well = all(outcome.state == "delivered" for outcome in outcomes.values())
-    return Contact(session.target.host, str(session.target.address), session.tls, () if well else session.transcript)
+    return Contact(session.target.host, session.target.ip, session.tls, () if well else session.transcript)
 
 
 def closed_early(session: Session) -> Outcome:

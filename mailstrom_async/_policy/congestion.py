@@ -46,8 +46,9 @@ _FROM_BAD_TO_WORSE = (Signal.ANSWERED, Signal.BUSY, Signal.BROKEN)
 
 def signal_of(outcomes: Collection[Outcome]) -> Signal:
     """What the outcomes of an attempt tell of the site, rather than of the message."""
-    if any(outcome.state == "delivered" for outcome in outcomes):
-        return Signal.TAKEN
+    for outcome in outcomes:
+        if outcome.state == "delivered":
+            return Signal.TAKEN
     return max((_signal(outcome) for outcome in outcomes), key=_FROM_BAD_TO_WORSE.index, default=Signal.ANSWERED)
 
 

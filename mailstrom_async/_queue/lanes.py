@@ -119,9 +119,13 @@ class Lanes(Generic[T]):
             room: What there is.
             urgent_first: Of the most urgent lane, whoever's turn it is.
         """
-        waiting: list[Lane] = [
-            lane for lane, line in self._lines.items() if line and (lane == "auth" or room.of(lane) > 0)
-        ]
+        waiting: list[Lane] = []
+        if self._auth:
+            waiting.append("auth")
+        if self._default and room.of("default") > 0:
+            waiting.append("default")
+        if self._bulk and room.of("bulk") > 0:
+            waiting.append("bulk")
         if not waiting:
             return None
         return self._lines[self._turns.take(waiting[:1] if urgent_first else waiting)].popitem(last=False)[1]

@@ -28,6 +28,7 @@ class Target:
     Attributes:
         host: Its name, which a certificate is checked against; for an address literal the address.
         implicit_tls: TLS from the first byte on.
+        ip: The address as text.
     """
 
     host: str
@@ -36,6 +37,10 @@ class Target:
     tls: TLSPolicy
     implicit_tls: bool = False
     credentials: Credentials | None = None
+    ip: str = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ip", str(self.address))
 
     @property
     def key(self) -> tuple[IPAddress, int]:
@@ -44,11 +49,7 @@ class Target:
 
     def __str__(self) -> str:
         """As reasons and logs name it, for instance "mx1.example.org [192.0.2.1]:25"."""
-        return (
-            f"[{self.address}]:{self.port}"
-            if self.host == str(self.address)
-            else (f"{self.host} [{self.address}]:{self.port}")
-        )
+        return f"[{self.ip}]:{self.port}" if self.host == self.ip else (f"{self.host} [{self.ip}]:{self.port}")
 
 
 class Refusal(NamedTuple):

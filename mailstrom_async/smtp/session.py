@@ -61,6 +61,7 @@ class SMTPSession:
         self._timeouts = timeouts
         self._transactions = 0
         self._last: Transaction | None = None
+        self._following: Following | None = None  # who names what comes after that
         self._pipelining = offers.pipelining and self._manner >= Manner.GROUPED
         streams = bdat_window and offers.chunking and offers.pipelining and self._manner is Manner.STREAMED
         self._window = Window(wire, target, timeouts, bdat_window) if streams else None
@@ -109,6 +110,7 @@ class SMTPSession:
             self._wire.transcript.clear()
         if ahead is None and (refused := unfit(message, self._offers, self._target)) is not None:
             return TransactionResult({}, refused)
+        self._following = following
         last = self._last
         self._last = transaction = Transaction(
             self._wire,
@@ -118,7 +120,7 @@ class SMTPSession:
             envelope,
             pipelining=self._pipelining,
             begun=ahead is not None,
-            write_next=partial(self._write_next, following),
+            write_next=self._write_next,
         )
         self._transactions += 1
         try:
@@ -143,9 +145,9 @@ class SMTPSession:
     def _too_much(self, manner: Manner) -> None:
         self._manners.too_much(self._target.key, manner, asyncio.get_running_loop().time())
 
-    def _write_next(self, following: Following | None) -> Envelope | None:
+    def _write_next(self) -> Envelope | None:
         """The envelope that is to go out with the end of the content, if there is one."""
-        named = following() if following is not None and self._manner >= Manner.AHEAD else None
+        named = self._following() if self._following is not None and self._manner >= Manner.AHEAD else None
         if named is None or unfit(named[0], self._offers, self._target) is not None:
             return None
         try:
