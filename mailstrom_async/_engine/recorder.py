@@ -16,7 +16,7 @@ BATCH = 256
 PACE = 0.015
 """Seconds from one write to the next at the least: what is recorded together shares a commit and its statements. A
 result that comes alone does not wait."""
-TURN = 50
+TURN = 25
 """Results told in one turn of the event loop."""
 PATIENCE = timedelta(seconds=1)
 """Between two tries to write to a store that does not take it."""

@@ -97,7 +97,7 @@ class Site:
     def _room_to_wait(self) -> int:
         """How many may wait here: enough to keep the sessions busy, and few enough that the claims for a site that is
         slow, dead or over its rate leave room for those for others."""
-        room = WAITING_FOR_EACH * min(self.window.allowed, self._most)
+        room = WAITING_FOR_EACH * self._allowed
         return room if self.pace is None else min(room, max(FEWEST_WAITING, 2 * self.pace.burst))
 
     @property
@@ -114,7 +114,7 @@ class Site:
         if not self.in_time:
             if self.pace is not None and self._waiting:
                 self.pace.wait()
-        elif self.ready and not self._wake_idle(True) and self.wants_session:
+        elif (self._idle or self._may_have_another) and self.ready and not self._wake_idle(True) and self.wants_session:
             self._sites.want_session(self)
 
     def withdraw(self) -> None:
@@ -150,13 +150,22 @@ class Site:
         return len(self._waiting) if self.pace is None else min(len(self._waiting), self.pace.left)
 
     def _room(self, *, freed: int = 0) -> Room:
-        allowed = min(self.window.allowed, self._most)
+        allowed = self._allowed
         return Room(allowed, allowed - self._carrying_others.now + freed, self._sites.auth_seen)
+
+    @property
+    def _allowed(self) -> int:
+        """How many sessions there may be."""
+        return min(self.window.allowed, self._most)
+
+    @property
+    def _may_have_another(self) -> bool:
+        return self.sessions + self._parting < self._allowed
 
     @property
     def too_many(self) -> bool:
         """A session has to end because the window was closed, or our portion of the limits became smaller."""
-        return self.sessions > min(self.window.allowed, self._most) or self._sites.surplus > 0
+        return self.sessions > self._allowed or self._sites.surplus > 0
 
     def adapt(self) -> None:
         """Our portion of the limits has changed: what idles and is too much ends, what was too much before begins."""
@@ -170,8 +179,7 @@ class Site:
 
     @property
     def wants_session(self) -> bool:
-        allowed = min(self.window.allowed, self._most)
-        return self.sessions + self._parting < allowed and self.ready > self.sessions - self._carrying
+        return self._may_have_another and self.ready > self.sessions - self._carrying
 
     @property
     def plenty(self) -> bool:
@@ -184,7 +192,7 @@ class Site:
             hosts=self.hosts,
             destinations=tuple(sorted(self.destinations)),
             connections=self.connections,
-            connections_allowed=min(self.window.allowed, self._most),
+            connections_allowed=self._allowed,
             waiting=len(self._waiting),
             throttled_until=throttle and throttle.until,
             reason=throttle and throttle.why.reason,

@@ -193,7 +193,7 @@ class Transaction:
             whole = await self._send_large()
         if whole:
             ledger.content_sent()
-        answer = wire.take() or await wire.answer(self._timeouts.end_of_data.total_seconds())
+        answer = await wire.answer(self._timeouts.end_of_data.total_seconds())
         self._unanswered = False
         if not whole and answer.code != CLOSING:
             if not answer.negative:
