@@ -24,6 +24,7 @@ class Waits:
         self._on_slow = on_slow
         self._since: dict[Wait, float] = {}
         self._slow: set[Wait] = set()
+        self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -31,20 +32,19 @@ class Waits:
         return len(self._slow)
 
     def begin(self, wait: "Wait") -> None:
-        loop = asyncio.get_running_loop()
-        self._since[wait] = loop.time()
+        self._since[wait] = self._loop.time()
         if self._timer is None:
-            self._timer = loop.call_later(SLOW / 4, self._look, loop)
+            self._timer = self._loop.call_later(SLOW / 4, self._look)
 
     def end(self, wait: "Wait") -> None:
-        self._since.pop(wait, None)
-        self._slow.discard(wait)
+        if self._since.pop(wait, None) is None:
+            self._slow.discard(wait)
 
-    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._timer = loop.call_later(SLOW / 4, self._look, loop) if self._since or self._slow else None
+    def _look(self) -> None:
+        self._timer = self._loop.call_later(SLOW / 4, self._look) if self._since or self._slow else None
         before = len(self._slow)
         for wait, since in list(self._since.items()):  # in the order of their begin
-            if since > loop.time() - SLOW or len(self._slow) >= self.most_slow:
+            if since > self._loop.time() - SLOW or len(self._slow) >= self.most_slow:
                 break
             del self._since[wait]
             self._slow.add(wait)

@@ -63,6 +63,7 @@ class SMTPSession:
         self._last: Transaction | None = None
         self._following: Following | None = None  # who names what comes after that
         self._pipelining = offers.pipelining and self._manner >= Manner.GROUPED
+        self._sends_ahead = self._pipelining and self._manner >= Manner.AHEAD
         streams = bdat_window and offers.chunking and offers.pipelining and self._manner is Manner.STREAMED
         self._window = Window(wire, target, timeouts, bdat_window) if streams else None
         self._flight: Flight | None = None
@@ -147,7 +148,7 @@ class SMTPSession:
 
     def _write_next(self) -> Envelope | None:
         """The envelope that is to go out with the end of the content, if there is one."""
-        named = self._following() if self._following is not None and self._manner >= Manner.AHEAD else None
+        named = self._following() if self._following is not None and self._sends_ahead else None
         if named is None or unfit(named[0], self._offers, self._target) is not None:
             return None
         try:

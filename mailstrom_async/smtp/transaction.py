@@ -33,7 +33,6 @@ class Transaction:
         "_envelope",
         "_ledger",
         "_message",
-        "_mixed",
         "_pipelining",
         "_reset_refused",
         "_sent",
@@ -75,8 +74,7 @@ class Transaction:
         self._ledger = Ledger(envelope.recipients, target.host)
         self._unanswered = False  # the whole message is written, its reply is not here
         self._sent = False  # the kernel has all of it; what is unsent then belongs to the next one
-        self._ahead = 0  # bytes of the next envelope, which went out with the content
-        self._mixed = False  # what is unsent may belong to this message or to the next one
+        self._ahead = 0  # bytes of the next envelope that may be part of what is unsent
         self._reset_refused = False
 
     async def run(self, *, reset: bool, reused: bool) -> TransactionResult:
@@ -113,7 +111,7 @@ class Transaction:
     @property
     def in_doubt(self) -> bool:
         """The server may have the whole message, and its reply to it did not come."""
-        return self._unanswered and (self._sent or self._mixed or not self._wire.unsent)
+        return self._unanswered and (self._sent or self._ahead > 0 or not self._wire.unsent)
 
     def _before_mail(self, broken: Broken) -> bool:
         """The server had ended the session before it answered MAIL, by a 421 or without a word."""
@@ -186,7 +184,6 @@ class Transaction:
     async def _content(self) -> None:
         wire, ledger, content = self._wire, self._ledger, self._message.content
         wire.transcript.content(len(content))
-        wire.expect()
         if len(content) <= SMALL and not wire.encrypted:
             whole = self._send_small() or await self._taken_late()
         else:
@@ -207,11 +204,12 @@ class Transaction:
     def _send_small(self) -> bool:
         """Send a content that the kernel takes at once, and the next envelope with it: one system call for both.
         Whether the kernel took all of it."""
-        group = self._next_group()
-        self._unanswered = self._wire.write(self._message.stuffed + group)
-        self._sent = not self._wire.unsent
-        self._mixed = not self._sent and bool(group)
-        self._ahead = len(group)
+        wire, group = self._wire, self._next_group()
+        wire.expect(1 + len(group))
+        self._unanswered = wire.write(b"".join((self._message.stuffed, *group)))
+        self._sent = not wire.unsent
+        if not self._sent:
+            self._ahead = sum(map(len, group))
         return self._sent
 
     async def _taken_late(self) -> bool:
@@ -227,6 +225,7 @@ class Transaction:
         """Send a content piece by piece, and the next envelope when the kernel has all of it. False: the server
         answered before it had the whole."""
         wire = self._wire
+        wire.expect()
         written = None
         for piece in self._message.on_the_wire(CHUNK):
             if written is not None:
@@ -239,15 +238,12 @@ class Transaction:
             await wire.drain(self._timeouts.block.total_seconds())
         self._sent = self._unanswered and not wire.unsent
         if self._sent and (group := self._next_group()):
-            wire.write(group)
+            wire.expect(len(group))
+            wire.write(b"".join(group))
         return self._sent or not wire.unsent
 
-    def _next_group(self) -> bytes:
+    def _next_group(self) -> tuple[bytes, ...]:
         """The next envelope, to be sent behind the end of the content where that is possible: the end of the content is
         the begin of another group (RFC 2920 section 3.1). Empty: there is none."""
         following = self._write_next() if self._pipelining and not self._ledger.postponed else None
-        if following is None:
-            return b""
-        commands = following.group
-        self._wire.expect(len(commands))
-        return b"".join(commands)
+        return () if following is None else following.group
