@@ -68,6 +68,8 @@ class Carrier:
                 if self._session is not None and not self._serves(self._session):
                     self._give_back()
                     await self._part()
+                    if self._sites.crowded:
+                        return
                     continue  # another carrier may have taken what waited while this session was ended
                 if self._session is None:
                     self._session = await self._open()

@@ -119,6 +119,23 @@ async def test_more_hanging_sites_than_connections_hold_nobody_up():
             assert (await mailer.wait(message_id, timeout=PATIENCE)).succeeded
 
 
+@pytest.mark.rule("E2", expected="421 after three mails, and only one connection: the others get it meanwhile")
+async def test_a_host_that_ends_its_sessions_does_not_keep_the_only_connection():
+    """Another session has to be opened in any case, so it may as well be to somebody else."""
+    async with FakeInternet() as internet:
+        sick = await internet.exchanger("mx.sick.example.net", three_mails_a_session())
+        internet.domain("sick.example.net", mx=["mx.sick.example.net"])
+        await internet.exchanger("mx.well.example.org")
+        internet.domain("well.example.org", mx=["mx.well.example.org"])
+        async with Mailstrom(config(internet, limits=Limits(connections=1)), MemoryStorage()) as mailer:
+            await mailer.send_emails([email("sick.example.net", number) for number in range(BACKLOG)])
+            await sick.wait_for_messages(1)
+            message_id = await mailer.send_email(email("well.example.org"))
+
+            assert (await mailer.wait(message_id, timeout=PATIENCE)).succeeded
+            assert sick.received < BACKLOG / 2
+
+
 @pytest.mark.rule("B28", expected="a lookup that hangs delays no other domain")
 async def test_a_hanging_lookup_holds_nobody_up():
     """Row B28: lookups run side by side."""
