@@ -50,6 +50,19 @@ class Unreachable:
     login_refused: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Untouched:
+    """Recipients that the server never heard of: they can go over a new session at no risk.
+
+    Attributes:
+        recipients: Their addresses.
+        reply: The 421 by which it ended the session; None: it ended it without a word.
+    """
+
+    recipients: tuple[str, ...]
+    reply: Reply | None = None
+
+
 async def open_session(connector: Connector, targets: Iterable[Target]) -> Session | Unreachable:
     """Open a session to the first target that gives one (RFC 5321 section 5.1)."""
     unreachable = Unreachable(
@@ -107,7 +120,7 @@ async def carry(
     at_once: int,
     outcomes: dict[str, Outcome],
     following: Following | None = None,
-) -> tuple[str, ...]:
+) -> Untouched | None:
     """Send a message over a session, in as many transactions as its recipients need.
 
     Args:
@@ -120,8 +133,7 @@ async def carry(
         following: As `Session.transact` has it.
 
     Returns:
-        Recipients that the server never heard of, because the session had been closed before: they can go over a new
-        one at no risk.
+        Whom the server never heard of, because the session had been closed before, if there are such.
     """
     waiting = list(recipients)
     while waiting:
@@ -134,7 +146,7 @@ async def carry(
                 outcomes.update(dict.fromkeys(batch, _STOPPED_IN_DOUBT))
             raise
         if result.untouched:
-            return tuple(waiting)
+            return Untouched(tuple(waiting), result.breakdown.reply if result.breakdown is not None else None)
         outcomes.update(_outcomes(result, batch))
         waiting = [*result.postponed, *rest]
         if waiting and not (session.usable and any(recipient in outcomes for recipient in batch)):
@@ -142,7 +154,7 @@ async def carry(
             outcome = _not_reached(result.breakdown)
             outcomes.update((recipient, outcome) for recipient in waiting)
             break
-    return ()
+    return None
 
 
 def first_transaction(

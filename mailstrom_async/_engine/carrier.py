@@ -12,6 +12,7 @@ from mailstrom_async._engine.attempt import (
     STOPPED_BEFORE,
     Contact,
     Unreachable,
+    Untouched,
     carry,
     first_transaction,
     open_session,
@@ -55,6 +56,8 @@ class Carrier:
         """What is carried next, in this order: the first one's envelope, or where the server takes BDAT all of several,
         went out with what is carried now."""
         self._urgent = False  # what was taken last is "auth"
+        self._opened_at = 0.0
+        self._rest = 0.0  # seconds until another session may be opened
 
     async def run(self) -> None:
         """Carry until there is nothing more, or somebody else should have the connection."""
@@ -70,7 +73,8 @@ class Carrier:
                     await self._part()
                     if self._sites.crowded:
                         return
-                    continue  # another carrier may have taken what waited while this session was ended
+                    await asyncio.sleep(self._rest)
+                    continue  # another carrier may have taken what waited meanwhile
                 if self._session is None:
                     self._session = await self._open()
                     if self._session is None:
@@ -98,6 +102,7 @@ class Carrier:
     async def _open(self) -> Session | None:
         """Open a session; None: the site was told that there is none to be had."""
         route = self._site.route
+        self._opened_at, self._rest = asyncio.get_running_loop().time(), 0.0
         started_at = self._sites.settlement.now()
         with self._site.opening:
             targets = self._site.targets(route)
@@ -183,7 +188,7 @@ class Carrier:
         started_at = self._sites.settlement.now()
         fresh = session.transactions == 0
         outcomes: dict[str, Outcome] = {}
-        untouched: tuple[str, ...] = ()
+        untouched: Untouched | None = None
         spoken = [session]
         try:
             with self._site.carrying(bundle.lane), self._waiting_for_host:
@@ -199,10 +204,14 @@ class Carrier:
             outcomes = {**dict.fromkeys(bundle.recipients, fault), **outcomes}
         if untouched and not fresh and not outcomes:
             self._site.put_back(bundle)
+            if untouched.reply is not None:
+                lasted = asyncio.get_running_loop().time() - self._opened_at
+                carried = session.transactions - 1 - len(self._ahead)
+                self._rest = self._site.shown_out(untouched.reply, carried, lasted)
         else:
             if untouched:
                 # Closed by a host that we just greeted, or half-way through: that is an attempt, or we would spin.
-                outcomes = {**dict.fromkeys(untouched, closed_early(session)), **outcomes}
+                outcomes = {**dict.fromkeys(untouched.recipients, closed_early(session)), **outcomes}
             contact = contact_of(spoken[-1], outcomes)
             if len(bundle.deliveries) == 1:
                 self._sites.settlement.settle(bundle.deliveries[0], outcomes, started_at=started_at, contact=contact)
@@ -212,8 +221,8 @@ class Carrier:
         if not session.usable:
             session.abort()
 
-    async def _attempt(self, spoken: list[Session], bundle: Bundle, outcomes: dict[str, Outcome]) -> tuple[str, ...]:
-        """Fill in the outcomes; returns the recipients that the server never heard of.
+    async def _attempt(self, spoken: list[Session], bundle: Bundle, outcomes: dict[str, Outcome]) -> Untouched | None:
+        """Fill in the outcomes; returns whom the server never heard of.
 
         Args:
             spoken: The session to use. Others are added if another host of the route has to be asked.
@@ -243,7 +252,7 @@ class Carrier:
             spoken.append(other)
             try:
                 left = await carry(other, message, bundle.recipients, at_once=at_once, outcomes=outcomes)
-                outcomes.update(dict.fromkeys(left, closed_early(other)))
+                outcomes.update(dict.fromkeys(left.recipients if left else (), closed_early(other)))
                 await other.quit()
             finally:
                 other.abort()

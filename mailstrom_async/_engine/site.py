@@ -340,6 +340,12 @@ class Site:
             if self.window.allowed > allowed or self.wants_session:
                 self.call()
 
+    def shown_out(self, reply: Reply, carried: int, lasted: float) -> float:
+        """The host ended a session by this reply to another MAIL: no attempt, but it tells of the site. As
+        `Window.shown_out`."""
+        self.last_reply = reply
+        return self.window.shown_out(carried, lasted)
+
     def _die(self, why: Outcome, contact: Contact, route: Route) -> None:
         """Nothing more is to be had here for a while: what waits is held back."""
         self.window = Window.of_probe(self.limits.connections_per_host)

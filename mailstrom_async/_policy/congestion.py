@@ -29,6 +29,12 @@ CAUTION, MOST_ASKED = 4, 256
 a limit of the host (row A63) is tested ever more rarely."""
 FEWEST_FAILURES = 2
 """In a row, until a site to which we get a connection counts as dead: one message alone may be what breaks it."""
+FEW, SOON = 10, 10.0
+"""A host that ends a session after fewer messages and seconds than these has enough of us. Others end one now and then,
+or because it idled."""
+REST, LONGEST_REST = 7, 1.0
+"""Such a host is left alone so many times as long as the session lasted, so that we are there an eighth of the time;
+but a second at most: longer sessions cost little, however often they are opened."""
 FIRST_THROTTLE, LONGEST_THROTTLE = timedelta(seconds=30), timedelta(minutes=15)
 
 
@@ -100,6 +106,22 @@ class Window:
         """A connection was refused while so many others stood, or were being opened."""
         self.allowed = max(1, sessions)
         self._asked, self._taken = min(CAUTION * self._asked, MOST_ASKED), 0
+
+    def shown_out(self, carried: int, lasted: float) -> float:
+        """The host ended a session rather than take another message on it. If that was soon, it is busy, and the next
+        session comes after a rest, or we would do little else than open them.
+
+        Args:
+            carried: Messages that the session carried.
+            lasted: Its seconds.
+
+        Returns:
+            The seconds of the rest.
+        """
+        if carried >= FEW or lasted >= SOON:
+            return 0.0
+        self._suffer(broken=False)
+        return min(REST * lasted, LONGEST_REST)
 
     def _grow(self) -> None:
         self._taken += 1

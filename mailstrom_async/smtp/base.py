@@ -100,7 +100,7 @@ class TransactionResult:
         postponed: Recipients that the server will take, but not in this transaction (452 or 552 at RCPT after it took
             others, RFC 5321 section 4.5.3.1.10): to be sent in another one now, without an attempt being counted.
         untouched: The session turned out to be closed before the server answered MAIL: nothing was attempted, and the
-            message can go over a new session at no risk.
+            message can go over a new session at no risk. If it was a 421 that ended it, `breakdown` has that.
     """
 
     decided: Mapping[str, Refusal]

@@ -262,7 +262,8 @@ class Window:
                 # Its turn never came: it was not sent whole, or the server had said good-bye before.
                 return TransactionResult({}, untouched=True)
             if reused and self._before_mail(flight, broken):
-                return TransactionResult({}, untouched=True)
+                told = broken.at(ledger.phase, self._target, in_doubt=False) if broken.answer is not None else None
+                return TransactionResult({}, told, untouched=True)
             breakdown = broken.at(ledger.phase, self._target, in_doubt=self.in_doubt(flight))
         return TransactionResult(ledger.decided, breakdown, tuple(ledger.postponed))
 

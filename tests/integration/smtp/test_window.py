@@ -7,7 +7,7 @@ from itertools import count
 import pytest
 
 from mailstrom_async.smtp import SMTPConnector
-from mailstrom_async.testing import SMTPServer
+from mailstrom_async.testing import Close, Reply, SMTPServer
 
 TO = "a@example.test"
 EXTENSIONS = ("PIPELINING", "CHUNKING", "8BITMIME", "ENHANCEDSTATUSCODES", "SIZE 52428800")
@@ -167,3 +167,17 @@ async def test_a_message_that_was_held_back_is_the_next_one_whatever_comes_betwe
         assert session.abandon() == []
         assert next(named)[0] is last
     assert len(server.messages) == 4
+
+
+async def test_a_session_that_was_ended_in_place_of_the_answer_to_mail_blames_nobody_and_tells_why(client):
+    """The message may go over another session at no risk; and the host has said that it has enough."""
+    farewell = Reply("421 4.7.0 that is enough", then=Close())
+    async with SMTPServer({"MAIL": [None, farewell]}, extensions=EXTENSIONS) as server:
+        connector = SMTPConnector("client.example.test", client.connector()._timeouts, bdat_window=4)
+        session = await connector.connect(client.target(server))
+        client.sessions.append(session)
+        await session.transact(client.message(), [TO])
+        result = await session.transact(client.message(), [TO])
+
+        assert result.untouched
+        assert (result.breakdown.reply.code, result.breakdown.reply.text) == (421, "that is enough")

@@ -99,6 +99,34 @@ def test_a_site_with_trouble_now_and_then_ends_with_one_session():
     assert window.allowed == 1
 
 
+@pytest.mark.parametrize(("lasted", "rest"), [(0.01, 0.07), (0.1, 0.7), (9.9, 1)])
+def test_a_host_that_ends_a_session_after_few_messages_is_busy_and_has_a_rest(lasted, rest):
+    """Seven times as long as the session lasted, but a second at most."""
+    window = Window(8, 8)
+
+    assert window.shown_out(9, lasted) == pytest.approx(rest)
+    assert window.allowed == 4
+
+
+@pytest.mark.parametrize(("carried", "lasted"), [(10, 0.3), (1, 10)])
+def test_a_host_that_ends_a_session_late_means_nothing_by_it(carried, lasted):
+    """After many messages, or because it idled: the next one comes at once."""
+    window = Window(8, 8)
+
+    assert window.shown_out(carried, lasted) == 0
+    assert window.allowed == 8
+
+
+def test_a_host_that_ends_sessions_after_few_messages_is_not_dead():
+    """It answers, and takes what comes on the next session."""
+    window = Window(8)
+    for _ in range(100):
+        window.shown_out(1, 0.1)
+
+    assert window.allowed == 1
+    assert not window.heed(Signal.BROKEN)
+
+
 def test_a_site_with_trouble_once_grows_again():
     """A restart of the host is not held against it for long."""
     window = Window(8, 8)
