@@ -181,12 +181,11 @@ def _without(recipients: Sequence[str], batch: Sequence[str]) -> Sequence[str]:
 def _outcomes(result: TransactionResult, batch: Sequence[str]) -> dict[str, Outcome]:
     """What a transaction did to its recipients, but for those who were postponed."""
     outcomes: dict[str, Outcome] = {}
-    last: Refusal | None = None
+    judged: tuple[Refusal, Outcome] | None = None
     for recipient, refusal in result.decided.items():
-        if refusal is not last:  # one reply decides for many
-            outcome = judge(refusal.phase, refusal.reply)
-            last = refusal
-        outcomes[recipient] = outcome
+        if judged is None or refusal is not judged[0]:  # one reply decides for many
+            judged = refusal, judge(refusal.phase, refusal.reply)
+        outcomes[recipient] = judged[1]
     if result.breakdown is not None:
         in_doubt = verdict_on(result.breakdown)
         for recipient in batch:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple, cast
 
+from mailstrom_async._model import trusted
 from mailstrom_async._reply import Phase, Reply
 
 MAX_REPLY_BYTES = 64 * 1024
@@ -47,7 +48,7 @@ class Answer(NamedTuple):
 
     def to(self, phase: Phase, host: str) -> Reply:
         """This answer as the reply of `host` to `phase`."""
-        return Reply(code=self.code, enhanced=self.enhanced, text=self.text, command=phase.value, host=host)
+        return trusted(Reply, code=self.code, enhanced=self.enhanced, text=self.text, command=phase.value, host=host)
 
     def __str__(self) -> str:
         return " ".join(str(word) for word in (self.code, self.enhanced, self.text.replace("\n", " ")) if word)

@@ -26,7 +26,7 @@ IDLE_TURN = 0.0003
 """Seconds of a turn of an event loop that has little to do."""
 CROWD = 64
 """Operations that are worth a transaction, whoever is still to come."""
-TURN = 16
+TURN = 5
 """Who waited for a commit and is told of it in one turn of the event loop."""
 IDLE_SECONDS = 0.05
 
