@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
-from mailstrom_async._message.addresses import Address, Group, Mailbox
+from mailstrom_async._message.addresses import Address, Mailbox
 from mailstrom_async._message.lines import LINE_LIMIT
 from mailstrom_async._message.place import Place
 from mailstrom_async._message.words import check_text, encode_words, needs_encoding, text_words
@@ -105,10 +105,7 @@ def address_field(name: str, addresses: Sequence[Address]) -> str:
     """A field of addresses, folded between them as far as possible."""
     if len(addresses) == 1 and isinstance(addresses[0], Mailbox):
         return _field_of_one(name, addresses[0])
-    texts: list[list[str]] = [_tokens(address) for address in addresses]
-    for tokens in texts[:-1]:
-        tokens[-1] += ","
-    return fold(name, _lines_of(texts))
+    return fold(name, _lines_of(_listed(addresses)))
 
 
 @lru_cache(maxsize=4096)
@@ -129,21 +126,19 @@ def _lines_of(texts: Iterable[list[str]]) -> list[str]:
     return lines
 
 
-def _tokens(address: Address) -> list[str]:
+def _listed(addresses: Sequence[Address], end: str = "") -> Iterable[list[str]]:
+    """The tokens of each, with what stands behind it: that counts when lines are filled."""
+    for number, address in enumerate(addresses, 1):
+        yield _tokens(address, "," if number < len(addresses) else end)
+
+
+def _tokens(address: Address, end: str = "") -> list[str]:
     if isinstance(address, Mailbox):
-        return [*phrase(address.name), f"<{address.address}>"] if address.name else [address.address]
-    return _group_tokens(address)
-
-
-def _group_tokens(group: Group) -> list[str]:
-    tokens = [*phrase(group.name)]
-    tokens[-1] += ":"
-    members = [_tokens(mailbox) for mailbox in group.mailboxes]
-    for member in members[:-1]:
-        member[-1] += ","
-    tokens += _lines_of(members)
-    tokens[-1] += ";"
-    return tokens
+        bare = address.address
+        return [*phrase(address.name), f"<{bare}>{end}"] if address.name else [f"{bare}{end}"]
+    tokens = [*phrase(address.name)]
+    tokens[-1] += ":" if address.mailboxes else f":;{end}"
+    return tokens + _lines_of(_listed(address.mailboxes, f";{end}"))
 
 
 @lru_cache(maxsize=4096)

@@ -94,6 +94,16 @@ def test_a_display_name_comes_back_from_the_parser(name):
     assert (first.display_name, first.addr_spec, second.addr_spec) == (name, "a@example.org", "b@example.org")
 
 
+@pytest.mark.parametrize("length", range(1, 41))
+def test_what_stands_behind_a_group_counts_when_lines_are_filled(length):
+    group = f"Tëam: b@x.example, José Álvarez <{length * 'a'}@example.org>;"
+
+    field = address_field("To", read_addresses(Place("to"), f"{group}, Nobody:;, d@x.example"))
+
+    assert max(map(len, field.split("\r\n"))) <= 78
+    assert [len(members.addresses) for members in parsed(field)["To"].groups] == [2, 0, 1]
+
+
 def test_a_group_comes_back_from_the_parser():
     """Members and empty ones alike."""
     field = address_field("To", read_addresses(Place("to"), "Tëam: Ada <a@x.example>, b@x.example;, Nobody:;"))
