@@ -330,7 +330,8 @@ class Site:
         """What an attempt tells of the site opens its window or closes it."""
         signal = signal_of(outcomes.values())
         allowed = self.window.allowed
-        self.last_reply = next(iter(outcomes.values())).reply or self.last_reply
+        if (first := next(iter(outcomes.values()), None)) is not None:
+            self.last_reply = first.reply or self.last_reply
         if self.window.heed(signal):
             # What broke, and not what was said of a recipient: everybody is told of it.
             why = next(outcome for outcome in outcomes.values() if signal_of([outcome]) is Signal.BROKEN)
