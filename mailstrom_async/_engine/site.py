@@ -114,6 +114,7 @@ class Site:
         if not self.in_time:
             if self.pace is not None and self._waiting:
                 self.pace.wait()
+        # Most find all sessions busy, and need not ask how many of those that wait are ready.
         elif (self._idle or self._may_have_another) and self.ready and not self._wake_idle(True) and self.wants_session:
             self._sites.want_session(self)
 

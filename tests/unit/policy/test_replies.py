@@ -173,6 +173,28 @@ def test_replies_are_paired_with_commands_in_order():
     assert queue.in_step
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"250 2.0.0 taken\r\n250 b\n250\r\n354 go\r\n",
+        b"250-one\r\n250 two\r\n354 go\r\n",
+        b"250 a\r\njunk\r\n",
+        b"250 a\r\n421 4.3.2 bye\r\n",
+        b"250 " + 600 * b"x" + b"\r\n250 b\r\n",
+        b"250 a\r\n250 b\r\n250 c\r\n250 d\r\n250 one too many\r\n",
+        b"\r\n",
+    ],
+)
+def test_what_arrives_together_is_read_as_byte_by_byte(data: bytes):
+    together, apart = ReplyQueue(), ReplyQueue()
+    for queue, pieces in ((together, [data]), (apart, [data[at : at + 1] for at in range(len(data))])):
+        queue.expect(4)
+        for piece in pieces:
+            queue.feed(piece)
+
+    assert (list(together.ready), together.fault, together.in_step) == (list(apart.ready), apart.fault, apart.in_step)
+
+
 @pytest.mark.parametrize("extra", [b"250 early\r\n", b"550 late\r\n", b"2", b"junk\r\n", b"421 x\r\n250 y\r\n"])
 def test_a_reply_too_many_ends_the_conversation(extra: bytes):
     """Row A49: it would answer the next command."""

@@ -32,6 +32,38 @@ def test_the_next_reply_answers_the_next_command(codes, phase):
     assert ledger_after(*codes).phase is phase
 
 
+@pytest.mark.parametrize(
+    "codes",
+    [
+        (250, 250, 250, 250, 354),
+        (250, 250, 550, 250, 354),
+        (250, 250, 250, 452, 354),
+        (250, 550, 550, 550, 554),
+        (550, 503, 503, 503, 503),
+        (250, 250, 250, 250, 451),
+    ],
+)
+def test_replies_that_come_together_decide_as_one_by_one(codes):
+    together = Ledger((A, B, C), "mx.example.net")
+    together.take_all([Answer(code, None, "said") for code in codes])
+    apart = ledger_after(*codes)
+
+    assert (seen(together), together.accepted, together.postponed) == (seen(apart), apart.accepted, apart.postponed)
+    assert (together.phase, together.wants_content, together.refused) == (
+        apart.phase,
+        apart.wants_content,
+        apart.refused,
+    )
+
+
+@pytest.mark.parametrize("codes", [(250, 250, 421, 250, 354), (250, 250, 354, 250, 354), (250, 250, 250, 250, 250)])
+def test_replies_that_come_together_end_the_conversation_as_one_by_one(codes):
+    with pytest.raises(Broken) as apart:
+        ledger_after(*codes)
+    with pytest.raises(Broken, match=str(apart.value)):
+        Ledger((A, B, C), "mx.example.net").take_all([Answer(code, None, "said") for code in codes])
+
+
 def test_a_refusal_of_mail_decides_for_all_and_what_follows_for_nobody():
     """Rows A24 and A25: the replies to the commands behind it are read, and mean nothing."""
     ledger = ledger_after(550, 503, 250, 503, 503)
