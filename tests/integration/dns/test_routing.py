@@ -304,9 +304,12 @@ async def test_a_resolver_is_asked_until_it_is_well_again(server, router, watche
 
 async def test_a_resolver_that_is_down_is_reported_before_any_mail(open_resolver, build, watched, troubles, clock):
     """Row B31: whether it leaves the question unanswered or refuses it; and that it is well again is, too."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as mute:
-        mute.bind(("127.0.0.1", 0))
-        port = mute.getsockname()[1]
+    with socket.socket() as kept, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as mute:
+        # TCP first, where ports are in use; it does not listen here, so that the server may.
+        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        kept.bind(("127.0.0.1", 0))
+        port = kept.getsockname()[1]
+        mute.bind(("127.0.0.1", port))
         router = build(asks=await open_resolver(f"127.0.0.1:{port}", timeout=SHORT))
         async with watched(router):
             await reported(troubles, well=False)

@@ -190,7 +190,7 @@ async def test_a_call_that_is_cancelled_leaves_nothing_half_in_the_transaction(m
             assert stored in (0, 2)
             assert connection.in_transaction
             await (connection.rollback() if stored else connection.commit())
-            turns += 1 + turns // 50  # where threads are slow it takes thousands
+            turns += 1 + turns // 10  # where threads are slow it takes thousands
 
         assert turns > 10
         assert sending.result() == [message_id(1), message_id(2)]
