@@ -25,6 +25,12 @@ def columns(number: int) -> str:
     return ", ".join(column(index) for index in range(number))
 
 
+def text(start: int, size: int) -> str:
+    """A text in `NEW.texts`, all of which are one blob: as a part of the JSON it would be read again for each column,
+    and where a character begins in a long text SQLite finds by counting."""
+    return f"CAST(substr(NEW.texts, {column(start)}, {column(size)}) AS TEXT)"
+
+
 # messages: key, message_id, sender, smtputf8, eight_bit, queued_at, expires_at, number of recipients, where its content
 # begins in `contents`, its size. deliveries: id, message, destination, size, due_at, lane. recipients: delivery,
 # position, address, written.
@@ -51,38 +57,42 @@ _HELD = """
     CREATE TEMP TABLE held (
         delivery INTEGER PRIMARY KEY,
         message INTEGER NOT NULL,
+        due_at INTEGER,
+        final INTEGER NOT NULL,          -- recipients that are final now
+        final_at INTEGER,
         completes INTEGER NOT NULL DEFAULT 0
     ) STRICT
 """
 
 # records: delivery, owner, attempt, due_at, number of recipients that are final now, since when. attempts: delivery,
-# started_at, the attempt. results: delivery, address, state, the result, whether an attempt is counted. Attempts and
-# results are nested, and stored as the JSON that they are here.
-_RECORDED = "CREATE TEMP VIEW recorded (records, attempts, results) AS SELECT 0, 0, 0"
+# started_at, where its JSON begins in `texts`, its size. results: delivery, address, state, where its JSON begins, its
+# size, whether an attempt is counted.
+_RECORDED = "CREATE TEMP VIEW recorded (records, attempts, results, texts) AS SELECT 0, 0, 0, 0"
 
 _RECORD = f"""
     CREATE TEMP TRIGGER record INSTEAD OF INSERT ON recorded BEGIN
         DELETE FROM held;
-        INSERT INTO held (delivery, message) SELECT d.id, d.message FROM json_each(NEW.records) AS j
+        INSERT INTO held (delivery, message, due_at, final, final_at)
+            SELECT d.id, d.message, {column(3)}, {column(4)}, {column(5)}
+            FROM json_each(NEW.records) AS j
             CROSS JOIN deliveries AS d ON d.id = {column(0)} CROSS JOIN messages AS m ON m.key = d.message
             WHERE d.owner = {column(1)} AND d.attempt = {column(2)} AND m.cancelled_at IS NULL;
-        INSERT INTO attempts (message, started_at, attempt) SELECT h.message, {column(1)}, {column(2)}
+        INSERT INTO attempts (message, started_at, attempt) SELECT h.message, {column(1)}, {text(2, 3)}
             FROM json_each(NEW.attempts) AS j CROSS JOIN held AS h ON h.delivery = {column(0)};
         UPDATE recipients SET state = new.state, result = new.result, attempts = attempts + new.counted
-            FROM (SELECT {column(0)} AS delivery, {column(1)} AS address, {column(2)} AS state, {column(3)} AS result,
-                {column(4)} AS counted FROM json_each(NEW.results) AS j) AS new
+            FROM (SELECT {column(0)} AS delivery, {column(1)} AS address, {column(2)} AS state, {text(3, 4)} AS result,
+                {column(5)} AS counted FROM json_each(NEW.results) AS j) AS new
             WHERE recipients.delivery = new.delivery AND recipients.address = new.address
                 AND recipients.state NOT IN ('delivered', 'failed') AND new.delivery IN (SELECT delivery FROM held);
         SELECT raise(ABORT, 'a result has no recipient that waits for it') WHERE changes() <> (
             SELECT count(*) FROM json_each(NEW.results) AS j CROSS JOIN held AS h ON h.delivery = {column(0)});
-        UPDATE deliveries SET owner = NULL, claimed_at = NULL, due_at = new.due_at
-            FROM (SELECT {column(0)} AS id, {column(3)} AS due_at FROM json_each(NEW.records) AS j) AS new
-            WHERE deliveries.id = new.id AND new.id IN (SELECT delivery FROM held);
+        UPDATE deliveries SET owner = NULL, claimed_at = NULL,
+            due_at = (SELECT held.due_at FROM held WHERE held.delivery = deliveries.id)
+            WHERE id IN (SELECT delivery FROM held);
         UPDATE messages SET unfinished = unfinished - new.final,
             completed_at = CASE WHEN unfinished <= new.final THEN new.at END
-            FROM (SELECT h.message AS key, sum({column(4)}) AS final, max({column(5)}) AS at
-                FROM json_each(NEW.records) AS j CROSS JOIN held AS h ON h.delivery = {column(0)}
-                WHERE {column(4)} > 0 GROUP BY h.message) AS new
+            FROM (SELECT message AS key, sum(final) AS final, max(final_at) AS at
+                FROM held WHERE final > 0 GROUP BY message) AS new
             WHERE messages.key = new.key AND completed_at IS NULL;
         UPDATE held SET completes = 1 WHERE message IN (SELECT m.key FROM held AS h CROSS JOIN messages AS m
             ON m.key = h.message WHERE m.completed_at IS NOT NULL AND EXISTS (

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple, get_args
 from pydantic_core import PydanticSerializationError, to_json
 
 from mailstrom_async._envelope import LANES, Delivery, PendingRecipient, QueuedMessage, RecipientState
-from mailstrom_async._status import FINAL_STATES
+from mailstrom_async._model import Frozen
+from mailstrom_async._status import FINAL_STATES, Attempt
 from mailstrom_async.storage._rules import destinations, final_at, lane_of
 from mailstrom_async.storage._sqlite_errors import Unusual
 from mailstrom_async.storage._sqlite_recent import Fresh
@@ -27,6 +28,25 @@ FEW = 100
 """Recipients of a delivery up to which a result finds its row by the address."""
 
 _STATES = frozenset(get_args(RecipientState))
+
+
+class _Texts:
+    """JSON of models, one behind another in one blob."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._next = 1
+
+    def add(self, model: Frozen) -> tuple[int, int]:
+        """Where it begins, counted from 1, and its size."""
+        part, start = _bytes_of(model), self._next
+        self._parts.append(part)
+        self._next += len(part)
+        return start, len(part)
+
+    @property
+    def joined(self) -> bytes:
+        return b"".join(self._parts)
 
 
 def enqueue(
@@ -204,12 +224,14 @@ def record(connection: sqlite3.Connection, records: Sequence[Record]) -> dict[in
     usual = {one.delivery.id: one for one in records if named[one.delivery.id] == 1 and _is_usual(one)}
     if not usual:
         return {}
+    texts = _Texts()
     connection.execute(
-        "INSERT INTO recorded VALUES (?, ?, ?)",
+        "INSERT INTO recorded VALUES (?, ?, ?, ?)",
         (
             _json([_told_of(one) for one in usual.values()]),
-            _json([_attempt_of(one) for one in usual.values() if one.attempt is not None]),
-            _json([row for one in usual.values() for row in _results_of(one)]),
+            _json([_attempt_of(one, one.attempt, texts) for one in usual.values() if one.attempt is not None]),
+            _json([row for one in usual.values() for row in _results_of(one, texts)]),
+            texts.joined,
         ),
     )
     held, completing = _read(
@@ -248,16 +270,17 @@ def _told_of(one: Record) -> tuple[object, ...]:
     )
 
 
-def _attempt_of(one: Record) -> tuple[object, ...]:
-    """Of its attempt, if there was one."""
-    attempt = one.attempt
-    return () if attempt is None else (one.delivery.id, to_integer(attempt.started_at), attempt)
+def _attempt_of(one: Record, attempt: Attempt, texts: _Texts) -> tuple[int, ...]:
+    """Of its attempt."""
+    return (one.delivery.id, to_integer(attempt.started_at), *texts.add(attempt))
 
 
-def _results_of(one: Record) -> list[tuple[object, ...]]:
+def _results_of(one: Record, texts: _Texts) -> list[tuple[object, ...]]:
     """And of its results."""
-    counted = int(one.attempt is not None)
-    return [(one.delivery.id, address, result.state, result, counted) for address, result in one.results.items()]
+    delivery_id, counted = one.delivery.id, int(one.attempt is not None)
+    return [
+        (delivery_id, address, result.state, *texts.add(result), counted) for address, result in one.results.items()
+    ]
 
 
 def _is_usual(one: Record) -> bool:
@@ -271,13 +294,17 @@ def _is_usual(one: Record) -> bool:
 
 
 def _json(rows: Sequence[object]) -> str:
-    try:
-        text = to_json(rows).decode()
-    except PydanticSerializationError:  # lone surrogates have no UTF-8
-        raise Unusual from None
+    text = _bytes_of(rows).decode()
     if "\\u0000" in text:  # SQLite's JSON ends a text at a NUL
         raise Unusual
     return text
+
+
+def _bytes_of(value: object) -> bytes:
+    try:
+        return to_json(value)
+    except PydanticSerializationError:  # lone surrogates have no UTF-8
+        raise Unusual from None
 
 
 def _read(connection: sqlite3.Connection, statement: str, *values: object) -> list[Any]:

@@ -17,7 +17,7 @@ from mailstrom_async.storage import _sqlite_queue as queue
 from mailstrom_async.storage._sqlite_batches import make_batches
 from mailstrom_async.storage._sqlite_errors import Unusual
 from mailstrom_async.storage._sqlite_file import open_file
-from mailstrom_async.storage._sqlite_rows import LARGE
+from mailstrom_async.storage._sqlite_rows import LARGE, to_result
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 LATER = NOW + timedelta(minutes=1)
@@ -171,18 +171,34 @@ def test_several_deliveries_of_a_message_that_end_together_complete_it_once(data
     assert dump(one)["contents"] == []
 
 
+@pytest.mark.parametrize("reason", ["a\0b", 'ein "später" \U0001f4ec', "{}[],"])
+def test_a_reason_may_hold_whatever_a_text_does(databases, reason):
+    """Also what means something to SQLite's JSON, as NUL does: it is stored as row by row."""
+    one, other = databases
+    stored = []
+    for connection, enqueue, record in (
+        (one, bulk.enqueue, lambda records: bulk.record(one, records)),
+        (other, lambda db, both: queue.enqueue(db, both, None), lambda records: queue.Recording(records)(other)),
+    ):
+        enqueue(connection, [acceptance(1, "a@example.net"), acceptance(2, "a@example.net")])
+        claims = queue.Claim([1, 2], "me", NOW, LATER)(connection)
+        ended = cancelled(NOW).model_copy(update={"reason": reason})
+        record([record_of(claims[0], deferred=False), Record(claims[1], {"a@example.net": ended}, None, None)])
+        stored.append(dump(connection))
+
+    assert stored[0] == stored[1]
+    assert to_result(stored[0]["recipients"][1][6]).reason == reason
+
+
 def test_what_has_no_json_is_unusual(databases):
-    """NUL and lone surrogates are no text to SQLite's JSON: they go row by row, where they are handled."""
+    """Lone surrogates are no text to SQLite: they go row by row, where they are handled."""
     one, _ = databases
-    for reason in ("a\0b", "a\ud800b"):
-        (due,), (another,) = bulk.enqueue(
-            one, [acceptance(ord(reason[1]), "a@example.net"), acceptance(ord(reason[1]) + 1, "a@example.net")]
-        )
-        claims = bulk.claim(one, [due.delivery_id, another.delivery_id], "me", NOW, LATER)
-        records = [record_of(claim, deferred=False) for claim in claims]
-        bad = cancelled(NOW).model_copy(update={"reason": reason})
-        with pytest.raises(Unusual):
-            bulk.record(one, [records[0], Record(claims[1], {"a@example.net": bad}, None, None)])
+    bulk.enqueue(one, [acceptance(1, "a@example.net"), acceptance(2, "a@example.net")])
+    claims = bulk.claim(one, [1, 2], "me", NOW, LATER)
+    bad = cancelled(NOW).model_copy(update={"reason": "a\ud800b"})
+
+    with pytest.raises(Unusual):
+        bulk.record(one, [record_of(claims[0], deferred=False), Record(claims[1], {"a@example.net": bad}, None, None)])
 
 
 @pytest.mark.parametrize("size", [LARGE, LARGE + 1, 3 * LARGE + 7])
