@@ -51,7 +51,6 @@ class Carrier:
         self._sites = sites
         self._site = site
         self._session: Session | None = None
-        self._waiting_for_host = sites.waiting_for_host()
         self._ahead: deque[Bundle] = deque()
         """What is carried next, in this order: the first one's envelope, or where the server takes BDAT all of several,
         went out with what is carried now."""
@@ -104,10 +103,14 @@ class Carrier:
         route = self._site.route
         self._opened_at, self._rest = asyncio.get_running_loop().time(), 0.0
         started_at = self._sites.settlement.now()
-        with self._site.opening:
-            targets = self._site.targets(route)
-            with self._waiting_for_host:
-                opened = await open_session(self._sites.connector, targets)
+        targets = self._site.targets(route)
+        self._site.opening += 1
+        self._sites.waits.begin(self)
+        try:
+            opened = await open_session(self._sites.connector, targets)
+        finally:
+            self._sites.waits.end(self)
+            self._site.opening -= 1
         if isinstance(opened, Unreachable):
             self._site.unreachable(opened, route, started_at)
             return None
@@ -145,38 +148,32 @@ class Carrier:
         if bundle is None:
             return None
         self._urgent = bundle.lane == "auth"
-        if not session.sent_ahead(bundle.deliveries[0].message):
-            bundle.deliveries = self._sites.wanted(bundle.deliveries)
+        if not session.sent_ahead(bundle.message):
+            wanted = self._sites.wanted(bundle.deliveries)
+            if len(wanted) < len(bundle.deliveries):
+                bundle.keep(wanted)
         return bundle if bundle.deliveries else None
 
     def _look_ahead(self) -> tuple[QueuedMessage, Sequence[str]] | None:
-        """Bind one more bundle to the session, if there is one to spare: the message and recipients that go first."""
+        """Bind one more bundle to the session, if there is one to spare and the session will be there for it: the
+        message and recipients that go first."""
+        session, sites, limits = self._session, self._sites, self._site.limits
+        if session is None or session.transactions >= limits.messages_per_connection or sites.closed or sites.crowded:
+            return None
         # Who carries mail other than "auth" may go on to do so.
-        bundle = self._site.take(freed=not self._urgent) if self._may_look_ahead() else None
+        bundle = self._site.take_ahead(freed=not self._urgent)
         if bundle is None:
             return None
         self._ahead.append(bundle)
-        message, at_once = bundle.deliveries[0].message, self._site.limits.recipients_per_transaction
-        return first_transaction(message, bundle.recipients, at_once)
-
-    def _may_look_ahead(self) -> bool:
-        """Whether the next bundle may be bound to this session: there is work for all the sessions that there may be,
-        and this one will be there for it."""
-        session = self._session
-        return (
-            session is not None
-            and self._site.plenty
-            and session.transactions < self._site.limits.messages_per_connection
-            and not self._sites.closed
-            and not self._sites.crowded
-            and not self._site.too_many
-        )
+        return first_transaction(bundle.message, bundle.recipients, limits.recipients_per_transaction)
 
     def _give_back(self) -> None:
         """The session is over. What was sent ahead whole has an outcome; the rest another carrier may take."""
         session = self._session
         if session is None or not self._ahead:
             return
+        if not session.usable:
+            session.abort()
         given_up = [(self._ahead.popleft(), result) for result in session.abandon()]
         while self._ahead:
             self._site.put_back(self._ahead.pop())
@@ -185,14 +182,26 @@ class Carrier:
 
     async def _carry(self, session: Session, bundle: Bundle) -> None:
         """Carry a bundle over a session."""
-        started_at = self._sites.settlement.now()
+        sites, site, lane = self._sites, self._site, bundle.lane
+        started_at = sites.settlement.now()
         fresh = session.transactions == 0
         outcomes: dict[str, Outcome] = {}
         untouched: Untouched | None = None
         spoken = [session]
+        site.carrying[lane] += 1
+        sites.waits.begin(self)
         try:
-            with self._site.carrying(bundle.lane), self._waiting_for_host:
-                untouched = await self._attempt(spoken, bundle, outcomes)
+            untouched = await carry(
+                session,
+                bundle.message,
+                bundle.recipients,
+                at_once=site.limits.recipients_per_transaction,
+                outcomes=outcomes,
+                following=self._look_ahead,
+            )
+            while outcomes and not untouched and worth_another_host(outcomes):
+                if not await self._ask_another_host(spoken, bundle, outcomes):
+                    break
         except asyncio.CancelledError:
             session.abort()
             self._interrupted(bundle, outcomes, started_at, spoken[-1])
@@ -202,6 +211,9 @@ class Carrier:
             session.abort()
             fault = judge_breakdown(Phase.DATA, "local", f"a fault in this library: {error!r}")
             outcomes = {**dict.fromkeys(bundle.recipients, fault), **outcomes}
+        finally:
+            sites.waits.end(self)
+            site.carrying[lane] -= 1
         if untouched and not fresh and not outcomes:
             self._site.put_back(bundle)
             if untouched.reply is not None:
@@ -218,45 +230,33 @@ class Carrier:
             else:
                 await self._settle_in_turns(bundle, outcomes, started_at, contact)
             self._site.learn(outcomes, contact, bundle.route)
-        if not session.usable:
-            session.abort()
 
-    async def _attempt(self, spoken: list[Session], bundle: Bundle, outcomes: dict[str, Outcome]) -> Untouched | None:
-        """Fill in the outcomes; returns whom the server never heard of.
+    async def _ask_another_host(self, spoken: list[Session], bundle: Bundle, outcomes: dict[str, Outcome]) -> bool:
+        """Attempt a bundle at another host of its route; whether there was one.
 
         Args:
-            spoken: The session to use. Others are added if another host of the route has to be asked.
+            spoken: The sessions that were used for it. The new one is added.
             bundle: What is attempted.
             outcomes: By recipient.
         """
-        session, message = spoken[0], bundle.deliveries[0].message
+        tried = {session.target.host for session in spoken}
+        others = [target for target in self._sites.router.targets(bundle.route) if target.host not in tried]
+        # While another host is asked nothing is decided, should we be stopped then.
+        so_far = dict(outcomes)
+        outcomes.clear()
+        other = await open_session(self._sites.connector, others) if others else None
+        if other is None or isinstance(other, Unreachable):
+            outcomes.update(so_far)
+            return False
+        spoken.append(other)
         at_once = self._site.limits.recipients_per_transaction
-        untouched = await carry(
-            session,
-            message,
-            bundle.recipients,
-            at_once=at_once,
-            outcomes=outcomes,
-            following=self._look_ahead,
-        )
-        while outcomes and not untouched and worth_another_host(outcomes):
-            tried = {session.target.host for session in spoken}
-            others = [target for target in self._sites.router.targets(bundle.route) if target.host not in tried]
-            # While another host is asked nothing is decided, should we be stopped then.
-            so_far = dict(outcomes)
-            outcomes.clear()
-            other = await open_session(self._sites.connector, others) if others else None
-            if other is None or isinstance(other, Unreachable):
-                outcomes.update(so_far)
-                break
-            spoken.append(other)
-            try:
-                left = await carry(other, message, bundle.recipients, at_once=at_once, outcomes=outcomes)
-                outcomes.update(dict.fromkeys(left.recipients if left else (), closed_early(other)))
-                await other.quit()
-            finally:
-                other.abort()
-        return untouched
+        try:
+            left = await carry(other, bundle.message, bundle.recipients, at_once=at_once, outcomes=outcomes)
+            outcomes.update(dict.fromkeys(left.recipients if left else (), closed_early(other)))
+            await other.quit()
+        finally:
+            other.abort()
+        return True
 
     def _settling(
         self, outcomes: Mapping[str, Outcome], started_at: datetime, contact: Contact
@@ -286,8 +286,7 @@ class Carrier:
         if result.untouched:
             self._site.put_back(bundle)
             return
-        message, at_once = bundle.deliveries[0].message, self._site.limits.recipients_per_transaction
-        outcomes = outcomes_of(result, message, bundle.recipients, at_once)
+        outcomes = outcomes_of(result, bundle.message, bundle.recipients, self._site.limits.recipients_per_transaction)
         settle = self._settling(outcomes, self._sites.settlement.now(), contact_of(session, outcomes))
         for delivery in bundle.deliveries:
             settle(delivery)
@@ -306,8 +305,11 @@ class Carrier:
 
 def contact_of(session: Session, outcomes: Mapping[str, Outcome]) -> Contact:
     """With whom we spoke; what was said only where somebody will want to read it."""
-    well = all(outcome.state == "delivered" for outcome in outcomes.values())
-    return Contact(session.target.host, session.target.ip, session.tls, () if well else session.transcript)
+    target = session.target
+    for outcome in outcomes.values():
+        if outcome.state != "delivered":
+            return Contact(target.host, target.ip, session.tls, session.transcript)
+    return Contact(target.host, target.ip, session.tls)
 
 
 def closed_early(session: Session) -> Outcome:

@@ -10,7 +10,7 @@ from mailstrom_async._engine.attempt import Contact, Unreachable
 from mailstrom_async._engine.bundle import Bundle
 from mailstrom_async._engine.pace import Pace
 from mailstrom_async._engine.throttles import SiteKey, Throttle
-from mailstrom_async._envelope import Delivery, Lane
+from mailstrom_async._envelope import LANES, Delivery, Lane
 from mailstrom_async._policy.bucket import Bucket
 from mailstrom_async._policy.congestion import Signal, Window, signal_of
 from mailstrom_async._policy.hosts import Route
@@ -29,21 +29,6 @@ KNOWN_DESTINATIONS = 10
 """Of a site, so many are remembered to be shown."""
 
 
-class Tally:
-    """How many of a site's carriers are at something: `with tally: ...` while one is."""
-
-    __slots__ = ("now",)
-
-    def __init__(self) -> None:
-        self.now = 0
-
-    def __enter__(self) -> None:
-        self.now += 1
-
-    def __exit__(self, *_: object) -> None:
-        self.now -= 1
-
-
 class Site:
     """The mail for one set of hosts, and what its carriers go by: as many sessions as its window allows, as fast as its
     rate. What a carrier does is in carrier.py.
@@ -55,6 +40,11 @@ class Site:
         limits: What holds for it.
         bucket: Of its rate; None: it has none.
         probed: It was dead lately: one message shows whether it still is.
+
+    Attributes:
+        sessions: Carriers that have a session, or will have one.
+        opening: How many of them open theirs just now.
+        carrying: How many of them carry something just now, by its lane.
     """
 
     def __init__(
@@ -72,26 +62,33 @@ class Site:
         self._most = sites.portion.of(limits.connections_per_host)
         self._waiting = Lanes[Bundle]()  # by message
         self.sessions = 0
-        self.opening = Tally()
-        self._carrying_auth, self._carrying_others = Tally(), Tally()
+        self.opening = 0
+        self.carrying: dict[Lane, int] = dict.fromkeys(LANES, 0)
         self._parting = 0  # sessions that say good-bye; the host still counts them
         self._idle: list[asyncio.Future[bool]] = []
         self._dialled: Counter[str] = Counter()  # hosts, so that equals get equal shares (row B17)
 
-    def assign(self, delivery: Delivery, route: Route, *, whatever: bool = False) -> bool:
-        """Take a delivery over; whether there was room for it, or it takes `whatever` comes."""
-        message = delivery.message
-        bundle = self._waiting.get(message.lane, message.key)
-        if bundle is not None:
-            bundle.deliveries.append(delivery)
-            return True
-        if len(self._waiting) >= self._room_to_wait and message.lane != "auth" and not whatever:
-            return False
-        self._waiting.add(message.lane, message.key, Bundle(route, message.lane, [delivery]))
-        if len(self.destinations) < KNOWN_DESTINATIONS:
-            self.destinations.add(delivery.destination)
-        self.call()
-        return True
+    def assign(self, deliveries: Sequence[Delivery], route: Route, *, whatever: bool = False) -> list[Delivery]:
+        """Take deliveries to one destination over; returns those for which there is no room, unless it takes `whatever`
+        comes."""
+        surplus: list[Delivery] = []
+        before = waiting = len(self._waiting)
+        room = self._room_to_wait
+        for delivery in deliveries:
+            message = delivery.message
+            bundle = self._waiting.get(message.lane, message.key)
+            if bundle is not None:
+                bundle.add(delivery)
+            elif waiting < room or message.lane == "auth" or whatever:
+                self._waiting.add(message.lane, message.key, Bundle(route, delivery))
+                waiting += 1
+            else:
+                surplus.append(delivery)
+        if waiting > before:
+            if len(self.destinations) < KNOWN_DESTINATIONS:
+                self.destinations.add(deliveries[0].destination)
+            self.call(waiting - before)
+        return surplus
 
     @property
     def _room_to_wait(self) -> int:
@@ -106,17 +103,23 @@ class Site:
         return self._room_to_wait - len(self._waiting) if self._waiting else len(self.held)
 
     def _tell_of_room(self) -> None:
-        if self.held and len(self._waiting) <= self._room_to_wait // 2:
+        if len(self._waiting) <= self._room_to_wait // 2:
             self._sites.has_room(self)
 
-    def call(self) -> None:
-        """Find somebody who carries what waits: a session that idles, or a new one."""
+    def call(self, many: int = 1) -> None:
+        """Find somebody who carries so many of those that wait: sessions that idle, or new ones."""
         if not self.in_time:
             if self.pace is not None and self._waiting:
                 self.pace.wait()
-        # Most find all sessions busy, and need not ask how many of those that wait are ready.
-        elif (self._idle or self._may_have_another) and self.ready and not self._wake_idle(True) and self.wants_session:
-            self._sites.want_session(self)
+            return
+        for _ in range(many):
+            # Most find all sessions busy, and need not ask how many of those that wait are ready.
+            if not (self._idle or self._may_have_another) or not self.ready:
+                return
+            if not self._wake_idle(True):
+                if not self.wants_session:
+                    return
+                self._sites.want_session(self)
 
     def withdraw(self) -> None:
         """Forget what waits; sessions without work end."""
@@ -151,8 +154,9 @@ class Site:
         return len(self._waiting) if self.pace is None else min(len(self._waiting), self.pace.left)
 
     def _room(self, *, freed: int = 0) -> Room:
-        allowed = self._allowed
-        return Room(allowed, allowed - self._carrying_others.now + freed, self._sites.auth_seen)
+        allowed, carrying = self._allowed, self.carrying
+        free = allowed - carrying["default"] - carrying["bulk"] + freed
+        return Room(allowed, free, self._sites.auth_seen)
 
     @property
     def _allowed(self) -> int:
@@ -182,11 +186,6 @@ class Site:
     def wants_session(self) -> bool:
         return self._may_have_another and self.ready > self.sessions - self._carrying
 
-    @property
-    def plenty(self) -> bool:
-        """There is work for all the sessions that there may be."""
-        return self.in_time > self.window.allowed - self._carrying
-
     def status(self, throttle: Throttle | None) -> SiteStatus:
         """How it goes."""
         return SiteStatus(
@@ -204,19 +203,15 @@ class Site:
     @property
     def busy(self) -> bool:
         """A session is opened, or carries something."""
-        return self.opening.now + self._carrying > 0
+        return self.opening + self._carrying > 0
 
     @property
     def forgettable(self) -> bool:
         return not self.sessions and not self._parting and not self._waiting
 
-    def carrying(self, lane: Lane) -> Tally:
-        """While a session carries mail of a lane: `with site.carrying(lane): ...`"""
-        return self._carrying_auth if lane == "auth" else self._carrying_others
-
     @property
     def _carrying(self) -> int:
-        return self._carrying_auth.now + self._carrying_others.now
+        return sum(self.carrying.values())
 
     def session_begins(self) -> None:
         """A carrier comes, and will have a session."""
@@ -242,11 +237,19 @@ class Site:
             freed: Sessions that will not carry any more then what they carry now.
             fresh: A session was opened for it, perhaps the one that is kept: for the most urgent, then.
         """
-        bundle = self._waiting.take(self._room(freed=freed), urgent_first=fresh) if self.in_time else None
+        may_go = self.pace is None or self.pace.left > 0
+        bundle = self._waiting.take(self._room(freed=freed), urgent_first=fresh) if may_go else None
         if self.pace is not None and bundle is not None:
             self.pace.take(self._transactions(bundle))
-        self._tell_of_room()
+        if self.held:
+            self._tell_of_room()
         return bundle
+
+    def take_ahead(self, *, freed: int) -> Bundle | None:
+        """As `take`, to be carried after what is carried now, over the same session: if there is work for all the
+        sessions that there may be, and none of them is to end."""
+        plenty = self.in_time > self.window.allowed - self._carrying
+        return self.take(freed=freed) if plenty and not self.too_many else None
 
     def _transactions(self, bundle: Bundle) -> int:
         return -(-len(bundle.recipients) // self.limits.recipients_per_transaction)
@@ -257,9 +260,10 @@ class Site:
             return  # not attempted: its claims are given back
         if self.pace is not None:
             self.pace.give_back(self._transactions(bundle))
-        key = bundle.deliveries[0].message.key
+        key = bundle.message.key
         if (others := self._waiting.get(bundle.lane, key)) is not None:
-            bundle.deliveries.extend(others.deliveries)
+            for delivery in others.deliveries:
+                bundle.add(delivery)
         self._waiting.put_back(bundle.lane, key, bundle)
 
     def dismiss_idle(self) -> bool:
@@ -322,7 +326,7 @@ class Site:
         first = next(iter(self._waiting), None)
         if first is not None:
             # It was the probe, for all that wait.
-            self._waiting.discard(first.deliveries[0].message.key)
+            self._waiting.discard(first.message.key)
             for delivery in first.deliveries:
                 self._sites.settlement.settle_all(delivery, why.outcome, started_at=started_at, contact=why.contact)
         self._die(why.outcome, why.contact, route)
@@ -338,7 +342,7 @@ class Site:
             why = next(outcome for outcome in outcomes.values() if signal_of([outcome]) is Signal.BROKEN)
             self._die(why, contact, route)
         elif signal in (Signal.TAKEN, Signal.ANSWERED):
-            self._sites.lives(self)
+            self._sites.lives(self.key)
             if self.window.allowed > allowed or self.wants_session:
                 self.call()
 
@@ -356,5 +360,6 @@ class Site:
     def _withdraw_all(self) -> list[Delivery]:
         deliveries = [delivery for bundle in self._waiting for delivery in bundle.deliveries]
         self._waiting.clear()
-        self._tell_of_room()
+        if self.held:
+            self._tell_of_room()
         return deliveries

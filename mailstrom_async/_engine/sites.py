@@ -1,6 +1,7 @@
 """Where claimed deliveries go: their routes are found, and each site's sessions carry them."""
 
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from random import Random
 
@@ -15,7 +16,7 @@ from mailstrom_async._engine.settlement import Settlement
 from mailstrom_async._engine.site import Site
 from mailstrom_async._engine.throttles import SiteKey, Throttle, Throttles
 from mailstrom_async._engine.upstream import Upstream
-from mailstrom_async._engine.waits import Wait, Waits
+from mailstrom_async._engine.waits import Waits
 from mailstrom_async._envelope import Delivery, Lane
 from mailstrom_async._policy.bucket import Buckets
 from mailstrom_async._policy.hosts import Route
@@ -61,21 +62,23 @@ class Sites:
         self.auth_seen = False
         self._sessions = 0
         # As many connections as are allowed may wait for slow hosts, besides those that do not.
-        self._waits = Waits(config.limits.connections, self._serve)
+        self.waits = Waits(config.limits.connections, self._serve)
         self.portion = WHOLE
         self.surplus = 0  # sessions that are to end, because others came to share the limits
         self._routing: dict[str, list[Delivery]] = {}
         self._throttles = Throttles(config.retry, chance)
+        self.lives = self._throttles.lift
         self._buckets = Buckets()
         self.closed = False
         self.on_drained: Callable[[], None] | None = None
 
     def assign(self, deliveries: Sequence[Delivery]) -> None:
         """Take claimed deliveries over."""
-        by_destination: dict[str, list[Delivery]] = {}
+        by_destination = defaultdict[str, list[Delivery]](list)
         for delivery in deliveries:
-            self.auth_seen = self.auth_seen or delivery.message.lane == "auth"
-            by_destination.setdefault(delivery.destination, []).append(delivery)
+            if delivery.message.lane == "auth":
+                self.auth_seen = True
+            by_destination[delivery.destination].append(delivery)
         for destination, own in by_destination.items():
             if destination in self._routing:
                 self._routing[destination] += own
@@ -104,10 +107,6 @@ class Sites:
         self._wanting.add(site.most_urgent, site.key, site)
         self._serve()
 
-    def waiting_for_host(self) -> Wait:
-        """While a session waits for its host: if that takes long, others do not wait with it."""
-        return Wait(self._waits)
-
     @property
     def connections(self) -> int:
         """How many sessions there may be now, besides slow ones."""
@@ -117,8 +116,8 @@ class Sites:
         """This is our portion of the limits from now on."""
         self.portion = portion
         self._buckets.share(portion.of_rate(1.0), self.settlement.now())
-        self._waits.most_slow = self.connections
-        self.surplus = max(0, self._sessions - self.connections - min(self._waits.slow, self.connections))
+        self.waits.most_slow = self.connections
+        self.surplus = max(0, self._sessions - self.connections - min(self.waits.slow, self.connections))
         for site in self._sites.values():
             site.adapt()
         for _ in range(self.surplus):
@@ -128,7 +127,7 @@ class Sites:
     @property
     def room(self) -> Room:
         """How many sessions more there may be."""
-        return Room(self.connections, self.connections - (self._sessions - self._waits.slow), self.auth_seen)
+        return Room(self.connections, self.connections - (self._sessions - self.waits.slow), self.auth_seen)
 
     @property
     def crowded(self) -> bool:
@@ -151,10 +150,6 @@ class Sites:
             site.key, now, why, contact, site.hosts, route.destination
         )
         self._hold_back(waiting, throttle)
-
-    def lives(self, site: Site) -> None:
-        """A site answers."""
-        self._throttles.lift(site.key)
 
     def _hold_back(self, deliveries: Sequence[Delivery], throttle: Throttle) -> None:
         """What comes for a throttled site waits until it is probed: that is no attempt, and is not counted as one.
@@ -232,7 +227,7 @@ class Sites:
             self._hold_back(deliveries, throttle)
             return
         site = self._site(key, destination, route, probed=probed)
-        surplus = [delivery for delivery in deliveries if not site.assign(delivery, route)]
+        surplus = site.assign(deliveries, route)
         if surplus:
             lanes: set[Lane] = {delivery.message.lane for delivery in surplus}
             for lane in lanes:
@@ -258,7 +253,7 @@ class Sites:
                 return  # they are given back with all others
             for delivery in surplus:
                 site = self._site(key, delivery.destination, route, probed=key in self._throttles)
-                site.assign(delivery, route, whatever=True)
+                site.assign([delivery], route, whatever=True)
 
     def has_room(self, site: Site) -> None:
         """What was held because a site had no room may come, as much of it as there is room for."""

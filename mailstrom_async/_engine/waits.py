@@ -1,7 +1,7 @@
 """Which sessions wait for their host, and which of them have done so for long."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 SLOW = 2.0
 """Seconds after which a host that we wait for is slow: its connection is then not counted, so that another site can
@@ -22,8 +22,8 @@ class Waits:
         """
         self.most_slow = most_slow
         self._on_slow = on_slow
-        self._since: dict[Wait, float] = {}
-        self._slow: set[Wait] = set()
+        self._since: dict[Hashable, float] = {}
+        self._slow: set[Hashable] = set()
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -31,37 +31,23 @@ class Waits:
     def slow(self) -> int:
         return len(self._slow)
 
-    def begin(self, wait: "Wait") -> None:
-        self._since[wait] = self._loop.time()
+    def begin(self, who: Hashable) -> None:
+        """Somebody waits for a host, until the `end` of it."""
+        self._since[who] = self._loop.time()
         if self._timer is None:
             self._timer = self._loop.call_later(SLOW / 4, self._look)
 
-    def end(self, wait: "Wait") -> None:
-        if self._since.pop(wait, None) is None:
-            self._slow.discard(wait)
+    def end(self, who: Hashable) -> None:
+        if self._since.pop(who, None) is None:
+            self._slow.discard(who)
 
     def _look(self) -> None:
         self._timer = self._loop.call_later(SLOW / 4, self._look) if self._since or self._slow else None
         before = len(self._slow)
-        for wait, since in list(self._since.items()):  # in the order of their begin
+        for who, since in list(self._since.items()):  # in the order of their begin
             if since > self._loop.time() - SLOW or len(self._slow) >= self.most_slow:
                 break
-            del self._since[wait]
-            self._slow.add(wait)
+            del self._since[who]
+            self._slow.add(who)
         if len(self._slow) > before:
             self._on_slow()
-
-
-class Wait:
-    """While a session waits for its host: `with Wait(waits): ...`"""
-
-    __slots__ = ("_waits",)
-
-    def __init__(self, waits: Waits) -> None:
-        self._waits = waits
-
-    def __enter__(self) -> None:
-        self._waits.begin(self)
-
-    def __exit__(self, *_: object) -> None:
-        self._waits.end(self)

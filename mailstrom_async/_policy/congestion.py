@@ -95,7 +95,11 @@ class Window:
         """Learn from an attempt. Whether the site is dead."""
         if signal is Signal.TAKEN:
             self._failures = 0
-            self._grow()
+            self._taken += 1
+            if self._taken >= self._asked:
+                self._taken = 0
+                if self.allowed < self.most:
+                    self.allowed += 1
         elif signal is Signal.ANSWERED:
             self._failures = 0
         else:
@@ -122,12 +126,6 @@ class Window:
             return 0.0
         self._suffer(broken=False)
         return min(REST * lasted, LONGEST_REST)
-
-    def _grow(self) -> None:
-        self._taken += 1
-        if self._taken >= self._asked:
-            self._taken = 0
-            self.allowed = min(self.allowed + 1, self.most)
 
     def _suffer(self, *, broken: bool) -> bool:
         self._failures += broken
