@@ -60,6 +60,7 @@ class Site:
         self.last_reply: Reply | None = None
         self._sites = sites
         self._most = sites.portion.of(limits.connections_per_host)
+        self._measure()
         self._waiting = Lanes[Bundle]()  # by message
         self.sessions = 0
         self.opening = 0
@@ -72,22 +73,20 @@ class Site:
         """Take deliveries to one destination over; returns those for which there is no room, unless it takes `whatever`
         comes."""
         surplus: list[Delivery] = []
-        before = waiting = len(self._waiting)
-        room = self._room_to_wait
+        before, room = self._waiting.count, self._room_to_wait
         for delivery in deliveries:
             message = delivery.message
             bundle = self._waiting.get(message.lane, message.key)
             if bundle is not None:
                 bundle.add(delivery)
-            elif waiting < room or message.lane == "auth" or whatever:
+            elif self._waiting.count < room or message.lane == "auth" or whatever:
                 self._waiting.add(message.lane, message.key, Bundle(route, delivery))
-                waiting += 1
             else:
                 surplus.append(delivery)
-        if waiting > before:
+        if came := self._waiting.count - before:
             if len(self.destinations) < KNOWN_DESTINATIONS:
                 self.destinations.add(deliveries[0].destination)
-            self.call(waiting - before)
+            self.call(came)
         return surplus
 
     @property
@@ -114,7 +113,8 @@ class Site:
             return
         for _ in range(many):
             # Most find all sessions busy, and need not ask how many of those that wait are ready.
-            if not (self._idle or self._may_have_another) or not self.ready:
+            all_busy = not self._idle and self.sessions + self._parting >= self._allowed
+            if all_busy or not self.ready:
                 return
             if not self._wake_idle(True):
                 if not self.wants_session:
@@ -151,21 +151,16 @@ class Site:
     @property
     def in_time(self) -> int:
         """How many of those that wait the rate lets go now."""
-        return len(self._waiting) if self.pace is None else min(len(self._waiting), self.pace.left)
+        return self._waiting.count if self.pace is None else min(self._waiting.count, self.pace.left)
 
     def _room(self, *, freed: int = 0) -> Room:
         allowed, carrying = self._allowed, self.carrying
         free = allowed - carrying["default"] - carrying["bulk"] + freed
         return Room(allowed, free, self._sites.auth_seen)
 
-    @property
-    def _allowed(self) -> int:
-        """How many sessions there may be."""
-        return min(self.window.allowed, self._most)
-
-    @property
-    def _may_have_another(self) -> bool:
-        return self.sessions + self._parting < self._allowed
+    def _measure(self) -> None:
+        """Whenever the window or our portion of the limits has changed: so many sessions there may be."""
+        self._allowed = min(self.window.allowed, self._most)
 
     @property
     def too_many(self) -> bool:
@@ -175,6 +170,7 @@ class Site:
     def adapt(self) -> None:
         """Our portion of the limits has changed: what idles and is too much ends, what was too much before begins."""
         self._most = self._sites.portion.of(self.limits.connections_per_host)
+        self._measure()
         for _ in range(self.sessions - self._most):
             self._wake_idle(False)
         if self.pace is not None:
@@ -184,7 +180,8 @@ class Site:
 
     @property
     def wants_session(self) -> bool:
-        return self._may_have_another and self.ready > self.sessions - self._carrying
+        may_have_another = self.sessions + self._parting < self._allowed
+        return may_have_another and self.ready > self.sessions - sum(self.carrying.values())
 
     def status(self, throttle: Throttle | None) -> SiteStatus:
         """How it goes."""
@@ -203,15 +200,11 @@ class Site:
     @property
     def busy(self) -> bool:
         """A session is opened, or carries something."""
-        return self.opening + self._carrying > 0
+        return self.opening + sum(self.carrying.values()) > 0
 
     @property
     def forgettable(self) -> bool:
         return not self.sessions and not self._parting and not self._waiting
-
-    @property
-    def _carrying(self) -> int:
-        return sum(self.carrying.values())
 
     def session_begins(self) -> None:
         """A carrier comes, and will have a session."""
@@ -248,7 +241,7 @@ class Site:
     def take_ahead(self, *, freed: int) -> Bundle | None:
         """As `take`, to be carried after what is carried now, over the same session: if there is work for all the
         sessions that there may be, and none of them is to end."""
-        plenty = self.in_time > self.window.allowed - self._carrying
+        plenty = self.in_time > self.window.allowed - sum(self.carrying.values())
         return self.take(freed=freed) if plenty and not self.too_many else None
 
     def _transactions(self, bundle: Bundle) -> int:
@@ -319,6 +312,7 @@ class Site:
         if why.login_refused:
             self._sites.relay_trouble(why.outcome.reason)
         self.window.refuse(self.sessions - 1)
+        self._measure()
         if self.sessions > 1:
             # Others of ours have a session or may still get one, and what waits is theirs: the host has enough of us
             # (row A63). The last one to fail speaks for the site.
@@ -334,27 +328,33 @@ class Site:
     def learn(self, outcomes: Mapping[str, Outcome], contact: Contact, route: Route) -> None:
         """What an attempt tells of the site opens its window or closes it."""
         signal = signal_of(outcomes.values())
-        allowed = self.window.allowed
+        before = self.window.allowed
         if (first := next(iter(outcomes.values()), None)) is not None:
             self.last_reply = first.reply or self.last_reply
-        if self.window.heed(signal):
+        dead = self.window.heed(signal)
+        if self.window.allowed != before:
+            self._measure()
+        if dead:
             # What broke, and not what was said of a recipient: everybody is told of it.
             why = next(outcome for outcome in outcomes.values() if signal_of([outcome]) is Signal.BROKEN)
             self._die(why, contact, route)
         elif signal in (Signal.TAKEN, Signal.ANSWERED):
             self._sites.lives(self.key)
-            if self.window.allowed > allowed or self.wants_session:
+            if self.window.allowed > before or self.wants_session:
                 self.call()
 
     def shown_out(self, reply: Reply, carried: int, lasted: float) -> float:
         """The host ended a session by this reply to another MAIL: no attempt, but it tells of the site. As
         `Window.shown_out`."""
         self.last_reply = reply
-        return self.window.shown_out(carried, lasted)
+        rest = self.window.shown_out(carried, lasted)
+        self._measure()
+        return rest
 
     def _die(self, why: Outcome, contact: Contact, route: Route) -> None:
         """Nothing more is to be had here for a while: what waits is held back."""
         self.window = Window.of_probe(self.limits.connections_per_host)
+        self._measure()
         self._sites.dead(self, why, contact, route, self._withdraw_all())
 
     def _withdraw_all(self) -> list[Delivery]:

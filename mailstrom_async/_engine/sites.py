@@ -132,7 +132,7 @@ class Sites:
     @property
     def crowded(self) -> bool:
         """Another site waits for a connection."""
-        return bool(self._wanting)
+        return self._wanting.count > 0
 
     def dead(self, site: Site, why: Outcome, contact: Contact, route: Route, waiting: Sequence[Delivery]) -> None:
         """A site is dead: it is left alone as a whole, and then probed with one message.

@@ -59,17 +59,22 @@ class Room(NamedTuple):
 
 
 class Lanes(Generic[T]):
-    """What waits in one place: within a lane in the order in which it came, the lanes by their weights."""
+    """What waits in one place: within a lane in the order in which it came, the lanes by their weights.
 
-    __slots__ = ("_auth", "_bulk", "_default", "_lines", "_turns")
+    Attributes:
+        count: How much that is, as `len` says it; asked for several times for each mail.
+    """
+
+    __slots__ = ("_auth", "_bulk", "_default", "_lines", "_turns", "count")
 
     def __init__(self) -> None:
+        self.count = 0
         self._lines: dict[Lane, OrderedDict[Hashable, T]] = {lane: OrderedDict() for lane in LANES}
         self._auth, self._default, self._bulk = self._lines.values()
         self._turns = Turns()
 
     def __len__(self) -> int:
-        return len(self._auth) + len(self._default) + len(self._bulk)
+        return self.count
 
     def __iter__(self) -> Iterator[T]:
         """All of it, the most urgent first."""
@@ -86,20 +91,27 @@ class Lanes(Generic[T]):
 
     def add(self, lane: Lane, key: Hashable, one: T) -> None:
         """The last of its lane, unless it is in it already."""
-        self._lines[lane].setdefault(key, one)
+        line = self._lines[lane]
+        if key not in line:
+            line[key] = one
+            self.count += 1
 
     def put_back(self, lane: Lane, key: Hashable, one: T) -> None:
         """The first of its lane, because it was taken before and not served."""
         line = self._lines[lane]
+        self.count += key not in line
         line[key] = one
         line.move_to_end(key, last=False)
 
     def discard(self, key: Hashable) -> None:
         """Take it out of all lanes."""
         for line in self._lines.values():
-            line.pop(key, None)
+            if key in line:
+                del line[key]
+                self.count -= 1
 
     def clear(self) -> None:
+        self.count = 0
         for line in self._lines.values():
             line.clear()
 
@@ -128,4 +140,5 @@ class Lanes(Generic[T]):
             waiting.append("bulk")
         if not waiting:
             return None
+        self.count -= 1
         return self._lines[self._turns.take(waiting[:1] if urgent_first else waiting)].popitem(last=False)[1]
