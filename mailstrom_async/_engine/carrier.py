@@ -173,7 +173,7 @@ class Carrier:
         if session is None or not self._ahead:
             return
         if not session.usable:
-            session.abort()
+            session.abort()  # first, so that it counts as closed in what became of those that were sent ahead
         given_up = [(self._ahead.popleft(), result) for result in session.abandon()]
         while self._ahead:
             self._site.put_back(self._ahead.pop())

@@ -107,6 +107,18 @@ def test_within_a_lane_the_first_to_come_is_the_first_to_go():
     assert taken(waiting, 4) == ["default0", "default1", "default2", None]
 
 
+def test_what_is_added_or_put_back_twice_waits_once():
+    """Added again it changes nothing; put back, it takes the place of what came meanwhile under its key."""
+    waiting = filled(default=2)
+    waiting.add("default", "default1", "another")
+    waiting.put_back("default", "default1", "put back")
+    waiting.discard("unknown")
+
+    assert len(waiting) == 2
+    assert taken(waiting, 3) == ["put back", "default0", None]
+    assert len(waiting) == 0
+
+
 @pytest.mark.parametrize(
     ("room", "counts", "fitting", "first"),
     [
