@@ -20,6 +20,8 @@ def lane_of(number: int) -> Lane:
 
 def destinations(prepared: PreparedEmail) -> dict[str, list[int]]:
     """The positions of the recipients at each destination, in the order of the envelope."""
+    if len(prepared.recipients) == 1:  # as most mail has
+        return {domain_of(prepared.recipients[0]): [0]}
     positions: dict[str, list[int]] = {}
     for position, address in enumerate(prepared.recipients):
         positions.setdefault(domain_of(address), []).append(position)
@@ -37,16 +39,18 @@ def as_stored(record: Record, cancelled_at: datetime | None) -> Mapping[str, Res
     return {address: final if result.state == "deferred" else result for address, result in record.results.items()}
 
 
+def final_times(results: Iterable[Result]) -> list[datetime]:
+    """When those of these that are final became it."""
+    return [
+        result.delivered_at if result.state == "delivered" else result.failed_at
+        for result in results
+        if result.state != "deferred"
+    ]
+
+
 def final_at(results: Iterable[Result]) -> datetime | None:
     """When the last of these became final; None: none of them is."""
-    return max(
-        (
-            result.delivered_at if result.state == "delivered" else result.failed_at
-            for result in results
-            if result.state != "deferred"
-        ),
-        default=None,
-    )
+    return max(final_times(results), default=None)
 
 
 def abandoned_attempt(

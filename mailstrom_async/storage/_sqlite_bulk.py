@@ -8,8 +8,7 @@ unusual here is left to the operations of `_sqlite_queue`, which do the same row
 import json
 import sqlite3
 import sys
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple, get_args
 
@@ -17,8 +16,7 @@ from pydantic_core import PydanticSerializationError, to_json
 
 from mailstrom_async._envelope import LANES, Delivery, PendingRecipient, QueuedMessage, RecipientState
 from mailstrom_async._model import Frozen
-from mailstrom_async._status import FINAL_STATES, Attempt
-from mailstrom_async.storage._rules import destinations, final_at, lane_of
+from mailstrom_async.storage._rules import destinations, final_times, lane_of
 from mailstrom_async.storage._sqlite_errors import Unusual
 from mailstrom_async.storage._sqlite_recent import Fresh
 from mailstrom_async.storage._sqlite_rows import LARGE, to_integer, to_time
@@ -38,8 +36,9 @@ class _Texts:
         self._next = 1
 
     def add(self, model: Frozen) -> tuple[int, int]:
-        """Where it begins, counted from 1, and its size."""
-        part, start = _bytes_of(model), self._next
+        """Where it begins, counted from 1, and its size. Raises PydanticSerializationError."""
+        # `to_json` would have to find out first what it is.
+        part, start = model.__pydantic_serializer__.to_json(model), self._next
         self._parts.append(part)
         self._next += len(part)
         return start, len(part)
@@ -58,7 +57,8 @@ def enqueue(
         Unusual: There would be more than `queue_size`, a content is large, or a text has no JSON.
         sqlite3.IntegrityError: A Message-ID is known. In any case nothing was written.
     """
-    if any(len(acceptance.prepared.content) > LARGE for acceptance in acceptances):
+    contents = [acceptance.prepared.content for acceptance in acceptances]
+    if max(map(len, contents), default=0) > LARGE:
         raise Unusual
     unfinished, next_message, next_delivery = connection.execute(
         "SELECT unfinished, next_message, next_delivery FROM counters"
@@ -70,7 +70,7 @@ def enqueue(
         "INSERT INTO accepted VALUES (?, ?, ?, ?, ?)",
         (
             _json(rows.messages),
-            b"".join([acceptance.prepared.content for acceptance in acceptances]),
+            b"".join(contents),
             _json(rows.deliveries),
             _json(rows.recipients),
             rows.next_delivery,
@@ -97,16 +97,18 @@ def rows_of(acceptances: Sequence[Acceptance], next_message: int, next_delivery:
     dues: list[list[Due]] = []
     start = 1
     for key, acceptance in enumerate(acceptances, next_message):
-        prepared, due_at = acceptance.prepared, to_integer(acceptance.due_at)
-        size, lane = len(prepared.content), LANES.index(acceptance.lane)
+        prepared, lane = acceptance.prepared, acceptance.lane
+        size, place = len(prepared.content), LANES.index(lane)
+        queued_at = to_integer(acceptance.queued_at)
+        due_at = queued_at if acceptance.due_at is acceptance.queued_at else to_integer(acceptance.due_at)
         messages.append(
             (
                 key,
                 prepared.message_id,
                 prepared.sender,
-                int(prepared.smtputf8),
-                int(prepared.eight_bit),
-                to_integer(acceptance.queued_at),
+                prepared.smtputf8,
+                prepared.eight_bit,
+                queued_at,
                 to_integer(acceptance.expires_at),
                 len(prepared.recipients),
                 start,
@@ -115,14 +117,14 @@ def rows_of(acceptances: Sequence[Acceptance], next_message: int, next_delivery:
         )
         start += size
         own: list[Due] = []
-        for delivery_id, (destination, positions) in enumerate(destinations(prepared).items(), next_delivery):
-            deliveries.append((delivery_id, key, destination, size, due_at, lane))
+        for destination, positions in destinations(prepared).items():
+            deliveries.append((next_delivery, key, destination, size, due_at, place))
             recipients += [
-                (delivery_id, position, prepared.recipients[position], prepared.written[position])
+                (next_delivery, position, prepared.recipients[position], prepared.written[position])
                 for position in positions
             ]
-            own.append(Due(acceptance.due_at, delivery_id, destination, size, acceptance.lane))
-        next_delivery += len(own)
+            own.append(Due(acceptance.due_at, next_delivery, destination, size, lane))
+            next_delivery += 1
         dues.append(own)
     return Rows(messages, deliveries, recipients, next_delivery, dues)
 
@@ -220,19 +222,12 @@ def _mark_claimed(
 
 def record(connection: sqlite3.Connection, records: Sequence[Record]) -> dict[int, Recorded]:
     """Write the records whose claim holds and that are in order; what was made of each, by delivery."""
-    named = Counter([one.delivery.id for one in records])  # of two records of one delivery the second comes too late
-    usual = {one.delivery.id: one for one in records if named[one.delivery.id] == 1 and _is_usual(one)}
-    if not usual:
-        return {}
-    texts = _Texts()
+    usual = {one.delivery.id: one for one in records if _is_usual(one)}
+    if not usual or len({one.delivery.id for one in records}) < len(records):
+        return {}  # of two records of one delivery the second comes too late, which shows row by row
+    told, attempts, results, texts = _rows_of_records(usual.values())
     connection.execute(
-        "INSERT INTO recorded VALUES (?, ?, ?, ?)",
-        (
-            _json([_told_of(one) for one in usual.values()]),
-            _json([_attempt_of(one, one.attempt, texts) for one in usual.values() if one.attempt is not None]),
-            _json([row for one in usual.values() for row in _results_of(one, texts)]),
-            texts.joined,
-        ),
+        "INSERT INTO recorded VALUES (?, ?, ?, ?)", (_json(told), _json(attempts), _json(results), texts.joined)
     )
     held, completing = _read(
         connection,
@@ -243,49 +238,15 @@ def record(connection: sqlite3.Connection, records: Sequence[Record]) -> dict[in
     recorded: dict[int, Recorded] = {}
     for delivery_id in held:
         one = usual[delivery_id]
+        due = None if one.due_at is None else _due_again(one.delivery, one.due_at)
         completed = last.get(one.delivery.message.key) == delivery_id
-        recorded[delivery_id] = Recorded(accepted=True, results=one.results, due=_due_again(one), completed=completed)
+        recorded[delivery_id] = Recorded(accepted=True, results=one.results, due=due, completed=completed)
     return recorded
-
-
-def _due_again(one: Record) -> Due | None:
-    delivery, message = one.delivery, one.delivery.message
-    if one.due_at is None:
-        return None
-    return Due(one.due_at, delivery.id, delivery.destination, len(message.content), message.lane)
-
-
-def _told_of(one: Record) -> tuple[object, ...]:
-    """What the view `recorded` takes of a record."""
-    delivery = one.delivery
-    final = [result for result in one.results.values() if result.state in FINAL_STATES]
-    ended_at = final_at(final)
-    return (
-        delivery.id,
-        delivery.owner,
-        delivery.attempt,
-        None if one.due_at is None else to_integer(one.due_at),
-        len(final),
-        None if ended_at is None else to_integer(ended_at),
-    )
-
-
-def _attempt_of(one: Record, attempt: Attempt, texts: _Texts) -> tuple[int, ...]:
-    """Of its attempt."""
-    return (one.delivery.id, to_integer(attempt.started_at), *texts.add(attempt))
-
-
-def _results_of(one: Record, texts: _Texts) -> list[tuple[object, ...]]:
-    """And of its results."""
-    delivery_id, counted = one.delivery.id, int(one.attempt is not None)
-    return [
-        (delivery_id, address, result.state, *texts.add(result), counted) for address, result in one.results.items()
-    ]
 
 
 def _is_usual(one: Record) -> bool:
     """All of few recipients have a result, and it is clear whether they are attempted again."""
-    deferred = "deferred" in [result.state for result in one.results.values()]
+    deferred = len(final_times(one.results.values())) < len(one.results)
     return (
         len(one.results) <= FEW
         and deferred == (one.due_at is not None)
@@ -293,18 +254,48 @@ def _is_usual(one: Record) -> bool:
     )
 
 
+_Rows = list[tuple[object, ...]]
+
+
+def _rows_of_records(records: Iterable[Record]) -> tuple[_Rows, _Rows, _Rows, _Texts]:
+    """What the view `recorded` takes: of each record, of its attempt, and of its results, with their texts.
+
+    Raises:
+        Unusual: One of them has no JSON.
+    """
+    told: _Rows = []
+    attempts: _Rows = []
+    results: _Rows = []
+    texts = _Texts()
+    try:
+        for one in records:
+            delivery, attempt = one.delivery, one.attempt
+            ended = final_times(one.results.values())
+            due_at = None if one.due_at is None else to_integer(one.due_at)
+            ended_at = to_integer(max(ended)) if ended else None
+            told.append((delivery.id, delivery.owner, delivery.attempt, due_at, len(ended), ended_at))
+            if attempt is not None:
+                attempts.append((delivery.id, to_integer(attempt.started_at), *texts.add(attempt)))
+            for address, result in one.results.items():
+                results.append((delivery.id, address, result.state, *texts.add(result), attempt is not None))
+    except PydanticSerializationError:  # lone surrogates have no UTF-8
+        raise Unusual from None
+    return told, attempts, results, texts
+
+
+def _due_again(delivery: Delivery, due_at: datetime) -> Due:
+    message = delivery.message
+    return Due(due_at, delivery.id, delivery.destination, len(message.content), message.lane)
+
+
 def _json(rows: Sequence[object]) -> str:
-    text = _bytes_of(rows).decode()
+    try:
+        text = to_json(rows).decode()
+    except PydanticSerializationError:
+        raise Unusual from None
     if "\\u0000" in text:  # SQLite's JSON ends a text at a NUL
         raise Unusual
     return text
-
-
-def _bytes_of(value: object) -> bytes:
-    try:
-        return to_json(value)
-    except PydanticSerializationError:  # lone surrogates have no UTF-8
-        raise Unusual from None
 
 
 def _read(connection: sqlite3.Connection, statement: str, *values: object) -> list[Any]:

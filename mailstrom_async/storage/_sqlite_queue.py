@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import chain, islice
 
 from mailstrom_async._envelope import LANES, Delivery
 from mailstrom_async._errors import AlreadyQueued, QueueFull
@@ -66,7 +67,7 @@ class Enqueue:
             dues = iter(bulk.enqueue(connection, acceptances, queue_size=min(limits, default=sys.maxsize)))
         except sqlite3.IntegrityError as error:
             raise Unusual("one of them is known already") from error
-        return [[due for _ in operation.acceptances for due in next(dues)] for operation in operations]
+        return [list(chain.from_iterable(islice(dues, len(operation.acceptances)))) for operation in operations]
 
 
 def enqueue(connection: sqlite3.Connection, acceptances: Sequence[Acceptance], queue_size: int | None) -> list[Due]:
