@@ -52,16 +52,14 @@ class Mailbox(NamedTuple):
         local: The local part as written, with its quotes if it has any.
         domain: In lower case, A-labels; or an address literal.
         written: The whole of it as the caller wrote it.
+        address: Local part and domain, as they go on the wire.
     """
 
     name: str
     local: str
     domain: str
     written: str
-
-    @property
-    def address(self) -> str:
-        return f"{self.local}@{self.domain}"
+    address: str
 
     @property
     def identity(self) -> tuple[str, str]:
@@ -324,13 +322,13 @@ def _mailbox(place: Place, name: str, local: str, domain: str, written: str, dom
             local = _wire_local(local)
     except ValueError as error:  # ours below, or email_validator's
         raise place.error(f"{place.quote(written)} is not an address mail can be sent to: {error}") from None
-    mailbox = Mailbox(name, local, domain, written)
-    if len(local.encode()) > LOCAL_PART_LIMIT or len(mailbox.address.encode()) > ADDRESS_LIMIT:
+    address = f"{local}@{domain}"
+    if len(local.encode()) > LOCAL_PART_LIMIT or len(address.encode()) > ADDRESS_LIMIT:
         raise place.error(
             f"{place.quote(written)} is too long; at most {LOCAL_PART_LIMIT} octets before the @, "
             f"{ADDRESS_LIMIT} in all"
         )
-    return mailbox
+    return Mailbox(name, local, domain, written, address)
 
 
 def _check_domain(domain: str, domains: Domains) -> None:

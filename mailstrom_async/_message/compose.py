@@ -114,13 +114,13 @@ def compose(
             "Limits.recipients"
         )
     return PreparedEmail(
-        message_id=written.message_id,
-        sender=sender,
-        recipients=tuple([mailbox.address for mailbox in recipients]),
-        content=written.content,
-        smtputf8=written.smtputf8 or not sender.isascii(),
-        eight_bit=written.eight_bit,
-        written=tuple([mailbox.written for mailbox in recipients]),
+        written.message_id,
+        sender,
+        tuple([mailbox.address for mailbox in recipients]),
+        written.content,
+        written.smtputf8 or not sender.isascii(),
+        written.eight_bit,
+        tuple([mailbox.written for mailbox in recipients]),
     )
 
 
@@ -192,8 +192,8 @@ def _write(email: Email, stamp: Stamp, message_size: int, domains: Domains) -> _
         join((header.encode(), *build(email, stamp.token).pieces)),
         sender or next(iter(mailboxes_of(authors)), None),
         mailboxes_of([*to, *cc, *bcc]),
-        smtputf8=international,
-        eight_bit=international,  # what `build` gives is all ASCII
+        international,
+        international,  # what `build` gives is all ASCII
     )
 
 
@@ -270,8 +270,8 @@ def _complete(email: EmailMessage | bytes, stamp: Stamp, message_size: int, doma
         content,
         senders[0] if senders else None,
         message.mailboxes("to", "cc", "bcc"),
-        smtputf8=not message.visible_ascii,
-        eight_bit=not content.isascii(),
+        not message.visible_ascii,
+        not content.isascii(),
     )
 
 

@@ -220,9 +220,9 @@ class Operations:
 
     def _report(self, batch: Sequence[_Waiting], outcomes: Sequence[object]) -> None:
         # Most wait in the application's event loop, calls of other processes in that of their door.
-        reports: dict[asyncio.AbstractEventLoop, list[tuple[_Waiting, object]]] = {}
-        for waiting, outcome in zip(batch, outcomes, strict=True):
-            reports.setdefault(waiting.future.get_loop(), []).append((waiting, outcome))
+        reports: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], object]]] = {}
+        for (_, _, future), outcome in zip(batch, outcomes, strict=True):
+            reports.setdefault(future.get_loop(), []).append((future, outcome))
         for loop, report in reports.items():
             try:
                 loop.call_soon_threadsafe(_deliver, loop, report)
@@ -269,15 +269,15 @@ def _together(connection: sqlite3.Connection, operations: Sequence[Operation[obj
     return [outcomes[place] for place in range(len(operations))]
 
 
-def _deliver(loop: asyncio.AbstractEventLoop, report: Sequence[tuple[_Waiting, object]]) -> None:
+def _deliver(loop: asyncio.AbstractEventLoop, report: Sequence[tuple[asyncio.Future[Any], object]]) -> None:
     """Tell those who wait, some at a time: what they do next is to hold nobody else up."""
     if rest := report[TURN:]:
         loop.call_soon(_deliver, loop, rest)
-    for waiting, outcome in report[:TURN]:
-        if waiting.future.done():  # cancelled meanwhile
+    for future, outcome in report[:TURN]:
+        if future.done():  # cancelled meanwhile
             if isinstance(outcome, Exception):
                 logger.debug("a cancelled operation had failed: %s", outcome)
         elif isinstance(outcome, Exception):
-            waiting.future.set_exception(outcome)
+            future.set_exception(outcome)
         else:
-            waiting.future.set_result(outcome)
+            future.set_result(outcome)
