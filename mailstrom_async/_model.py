@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
-from typing import Any, ClassVar, ParamSpec, TypeVar, cast
+from typing import Any, ClassVar, ParamSpec, TypeVar
 
 from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
@@ -61,20 +61,26 @@ def trusted(model: Callable[P, Model], *_: P.args, **values: P.kwargs) -> Model:
     and half of it where there are many fields.
 
     Type checkers look at it as at a call of the model. For those that are made for every mail; a default factory is
-    not asked.
+    not asked. If all fields are given, then in their order.
     """
     made: Model = _new(model)
-    _set_values(made, {**_defaults(model), **values})
+    defaults = _defaults[model]
     _set_given(made, set(values))
+    _set_values(made, values if len(values) == len(defaults) else {**defaults, **values})
     _set_extra(made, None)
     _set_private(made, None)
     return made
 
 
-@cache
-def _defaults(model: Callable[..., Frozen]) -> dict[str, Any]:
+class _Defaults(dict[Any, dict[str, Any]]):
     """All fields of a model in their order, with what they are if nothing else is said."""
-    return {name: field.default for name, field in cast(type[Frozen], model).model_fields.items()}
+
+    def __missing__(self, model: type[Frozen]) -> dict[str, Any]:
+        self[model] = {name: field.default for name, field in model.model_fields.items()}
+        return self[model]
+
+
+_defaults = _Defaults()
 
 
 @cache

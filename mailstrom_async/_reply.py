@@ -34,4 +34,5 @@ class Reply(Frozen):
     """The name of the host that gave it."""
 
     def __str__(self) -> str:
-        return " ".join(filter(None, (str(self.code), self.enhanced, self.text.replace("\n", " "))))
+        status = f"{self.code} {self.enhanced}" if self.enhanced else str(self.code)
+        return f"{status} {text}" if (text := self.text.replace("\n", " ")) else status

@@ -48,7 +48,7 @@ class Answer(NamedTuple):
 
     def to(self, phase: Phase, host: str) -> Reply:
         """This answer as the reply of `host` to `phase`."""
-        return trusted(Reply, code=self.code, enhanced=self.enhanced, text=self.text, command=phase.value, host=host)
+        return trusted(Reply, code=self.code, enhanced=self.enhanced, text=self.text, command=phase._value_, host=host)
 
     def __str__(self) -> str:
         return " ".join(str(word) for word in (self.code, self.enhanced, self.text.replace("\n", " ")) if word)
@@ -78,9 +78,9 @@ def _one_line(line: bytes) -> Answer | None:
 
 def _one_line_each(data: bytes) -> list[Answer]:
     """The replies in what arrived, as it mostly does: whole ones, of one line each. Empty: it is not so."""
-    lines = data.split(b"\n")
-    answers = [_one_line(line) for line in lines[:-1]] if len(data) <= USUAL and not lines[-1] else []
-    return [] if None in answers else cast(list[Answer], answers)
+    *lines, rest = data.split(b"\n")
+    answers = [] if rest or len(data) > USUAL else list(map(_one_line, lines))
+    return [] if None in answers else cast("list[Answer]", answers)
 
 
 def _answer(code_digits: bytes, lines: Sequence[bytes]) -> Answer:
