@@ -4,9 +4,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
 
 from mailstrom_async._envelope import QueuedMessage
+from mailstrom_async._immutable import immutable
 from mailstrom_async._reply import Phase
 from mailstrom_async.smtp.base import Breakdown, Target
 
@@ -35,20 +35,32 @@ class Offers:
     size: int | None = None
 
 
-class Envelope(NamedTuple):
+@immutable()
+class Envelope:
     """A transaction's commands, ready to be sent.
 
     Attributes:
-        commands: MAIL, and a RCPT for each recipient.
+        key: Of the message.
+        smtputf8: Whether the message goes out as one that needs SMTPUTF8.
+        recipients: Their addresses.
+        group: MAIL, a RCPT for each recipient, and DATA: the commands that go out together (RFC 2920 section 3.1: DATA
+            may be the last of a group).
     """
 
+    key: int
+    smtputf8: bool
     recipients: tuple[str, ...]
-    commands: tuple[bytes, ...]
+    group: tuple[bytes, ...]
 
     @property
-    def group(self) -> tuple[bytes, ...]:
-        """The commands that go out together (RFC 2920 section 3.1: DATA may be the last of a group)."""
-        return (*self.commands, DATA)
+    def commands(self) -> tuple[bytes, ...]:
+        """MAIL, and a RCPT for each recipient."""
+        return self.group[:-1]
+
+    def is_of(self, message: QueuedMessage, recipients: Sequence[str]) -> bool:
+        """It was written for this message to these recipients."""
+        same = self.key == message.key and self.smtputf8 == message.smtputf8
+        return same and self.recipients == tuple(recipients)
 
     def chunk(self, message: QueuedMessage) -> tuple[bytes, bytes]:
         """The command that announces the whole content, and what has to be added to that (RFC 3030 section 2)."""
@@ -67,7 +79,7 @@ class Envelope(NamedTuple):
         sender = _checked(message.sender, encoding) if message.sender else b""
         mail = b"MAIL FROM:<%b>%b\r\n" % (sender, parameters)
         rcpt = [b"RCPT TO:<%b>\r\n" % _checked(recipient, encoding) for recipient in recipients]
-        return cls(tuple(recipients), (mail, *rcpt))
+        return cls(message.key, message.smtputf8, tuple(recipients), (mail, *rcpt, DATA))
 
 
 @lru_cache(maxsize=1024)  # few senders write most mail

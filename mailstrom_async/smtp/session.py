@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
 
 from mailstrom_async._config import Timeouts
 from mailstrom_async._envelope import QueuedMessage
@@ -19,18 +18,6 @@ from mailstrom_async.smtp.wire import CHUNK, Broken, Wire
 QUIT = b"QUIT\r\n"
 # Nothing depends on the answer: every message of this session has its outcome.
 QUIT_SECONDS = 1.0
-
-
-class _Ahead(NamedTuple):
-    """An envelope that was sent before its transaction began."""
-
-    message: QueuedMessage
-    envelope: Envelope
-
-    def matches(self, message: QueuedMessage, recipients: Sequence[str]) -> bool:
-        ours = self.message
-        same = ours.key == message.key and ours.smtputf8 == message.smtputf8
-        return same and self.envelope.recipients == tuple(recipients)
 
 
 class SMTPSession:
@@ -68,7 +55,7 @@ class SMTPSession:
         self._window = Window(wire, target, timeouts, bdat_window) if streams else None
         self._flight: Flight | None = None
         self._held: int | None = None  # the key of a message that was named, and must be asked for before it is sent
-        self._ahead: _Ahead | None = None  # sent, and its transaction not yet begun
+        self._ahead: Envelope | None = None  # sent, and its transaction not yet begun
 
     @property
     def target(self) -> Target:
@@ -102,10 +89,10 @@ class SMTPSession:
         if self._window is not None:
             return await self._stream(self._window, message, recipients, following)
         ahead, self._ahead = self._ahead, None
-        if ahead is not None and not ahead.matches(message, recipients):
+        if ahead is not None and not ahead.is_of(message, recipients):
             self._wire.abort()  # the server holds another envelope, and waits for its content
             ahead = None
-        envelope = ahead.envelope if ahead is not None else Envelope.write(message, recipients, self._offers)
+        envelope = ahead or Envelope.write(message, recipients, self._offers)
         # Before the first transaction the opening is of interest: it may explain what follows.
         if self._transactions:
             self._wire.transcript.clear()
@@ -152,11 +139,10 @@ class SMTPSession:
         if named is None or unfit(named[0], self._offers, self._target) is not None:
             return None
         try:
-            envelope = Envelope.write(*named, self._offers)
+            self._ahead = Envelope.write(*named, self._offers)
         except ValueError:
             return None  # its own transaction will raise it, and this one is not to suffer from it
-        self._ahead = _Ahead(named[0], envelope)
-        return envelope
+        return self._ahead
 
     async def _stream(
         self, window: Window, message: QueuedMessage, recipients: Sequence[str], following: Following | None
