@@ -15,6 +15,8 @@ CHUNK = 64 * 1024
 # Linux would take megabytes off our hands and hide from us whether the server reads them.
 UNSENT_IN_KERNEL = 128 * 1024
 DROPPED = "was dropped by us"
+# Of the event loop, after a deadline: after a stall, what arrived meanwhile may be read only in the next one.
+ROUNDS = 3
 
 
 class Broken(Exception):
@@ -57,6 +59,8 @@ class Wire(asyncio.Protocol):
 
     Attributes:
         unsent: Bytes wait here that the kernel has not taken; stays True if the connection is lost with them.
+        encrypted: Bytes are not what they were any more when they are written: nobody can tell which of them the kernel
+            has.
     """
 
     def __init__(self, transport: asyncio.Transport, transcript: Transcript) -> None:
@@ -70,7 +74,7 @@ class Wire(asyncio.Protocol):
         self._deadline = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ends = math.inf
-        self._encrypted = transport.get_extra_info("ssl_object") is not None
+        self.encrypted = transport.get_extra_info("ssl_object") is not None
         # Writing pauses as soon as the kernel takes no more, and goes on once it has taken all: so "not paused" means
         # sent. (1, not 0: asyncio's TLS transport pauses for ever at a high-water mark of 0.)
         transport.set_write_buffer_limits(high=1, low=0)
@@ -108,11 +112,6 @@ class Wire(asyncio.Protocol):
     def usable(self) -> bool:
         """It stands, it is in step, and nothing came unasked."""
         return self._lost is None and self._replies.in_step and not self._transport.is_closing()
-
-    @property
-    def encrypted(self) -> bool:
-        """Bytes are not what they were any more when they are written: nobody can tell which of them the kernel has."""
-        return self._encrypted
 
     @property
     def buffered(self) -> int:
@@ -238,22 +237,13 @@ class Wire(asyncio.Protocol):
             self._timer.cancel()
             self._timer, self._timer_ends = None, -math.inf  # none any more: nothing is waited for on a lost connection
 
-    async def _change(self, deadline: float) -> bool:
-        """Wait until something happened; False: nothing did until the deadline."""
-        waiter: asyncio.Future[bool] = self._loop.create_future()
-        self._waiter = waiter
+    def _change(self, deadline: float) -> asyncio.Future[bool]:
+        """Done when something happened; False: nothing did until the deadline."""
+        self._waiter = waiter = self._loop.create_future()
         self._deadline = deadline
         if self._timer_ends > deadline:
             self._set_timer(deadline)
-        try:
-            if await waiter:
-                return True
-            # After a stall of the loop, what arrived meanwhile may be read only in its next round.
-            self._waiter = waiter = self._loop.create_future()
-            self._loop.call_soon(self._loop.call_soon, self._expire, waiter)
-            return await waiter
-        finally:
-            self._waiter = None
+        return waiter
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -270,13 +260,15 @@ class Wire(asyncio.Protocol):
 
     def _timer_ended(self) -> None:
         ended, self._timer, self._timer_ends = self._timer_ends, None, math.inf
-        if self._waiter is None:
+        if self._waiter is None or self._waiter.done():
             return
         if ended < self._deadline:
             self._set_timer(self._deadline)
         else:
-            self._expire(self._waiter)
+            self._expire(self._waiter, ROUNDS)
 
-    def _expire(self, waiter: asyncio.Future[bool]) -> None:
-        if not waiter.done():
+    def _expire(self, waiter: asyncio.Future[bool], rounds: int) -> None:
+        if rounds:
+            self._loop.call_soon(self._expire, waiter, rounds - 1)
+        elif not waiter.done():
             waiter.set_result(False)
