@@ -135,7 +135,7 @@ class Ledger:
             raise Broken("protocol", f"answered {answer.code}, which is neither 354 nor a refusal")
 
     def _end(self, answer: Answer) -> None:
-        if not (answer.negative or answer.positive):
+        if not (answer.positive or answer.negative):
             raise Broken("protocol", f"answered {answer.code} to the whole message")
         if self._chunked and answer.positive:
             self._check_chunk(answer)

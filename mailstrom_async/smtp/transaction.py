@@ -88,7 +88,8 @@ class Transaction:
         untouched = False
         ledger = self._ledger
         try:
-            await self._agree(reset)
+            if not self._agreed_ahead():
+                await self._agree(reset)
             if ledger.wants_content:
                 await (self._content() if ledger.accepted else self._nothing())
             elif ledger.refused and ledger.accepted and self._pipelining:
@@ -103,7 +104,7 @@ class Transaction:
             del self._message  # a session keeps its last transaction while it idles, and the content may be large
         return TransactionResult(
             decided=ledger.decided,
-            breakdown=None if ledger.settles_all else breakdown,
+            breakdown=breakdown if breakdown is not None and not ledger.settles_all else None,
             postponed=tuple(ledger.postponed),
             untouched=untouched,
         )
@@ -119,13 +120,19 @@ class Transaction:
             return False
         return self._reset_refused or broken.answer is not None or self._wire.closed
 
+    def _agreed_ahead(self) -> bool:
+        """The envelope, if it went out with the content of the message before and all of its replies are here."""
+        commands = self._envelope.group
+        answers = self._wire.take_all(len(commands)) if self._begun else ()
+        if not answers:
+            return False
+        self._wire.transcript.exchange(commands, answers)
+        self._ledger.take_all(answers)
+        return True
+
     async def _agree(self, reset: bool) -> None:
         """The envelope: until DATA is answered, or, where commands go one by one, until nobody is left."""
         wire, ledger, commands, one_by_one = self._wire, self._ledger, self._envelope.group, not self._pipelining
-        if self._begun and (answers := wire.take_all(len(commands))):
-            wire.transcript.exchange(commands, answers)
-            ledger.take_all(answers)
-            return
         if not one_by_one and not self._begun:
             wire.expect(len(commands) + reset)
             wire.write(b"".join((RSET, *commands) if reset else commands))
