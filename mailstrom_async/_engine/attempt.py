@@ -135,7 +135,7 @@ async def carry(
     Returns:
         Whom the server never heard of, because the session had been closed before, if there are such.
     """
-    waiting = list(recipients)
+    waiting = recipients
     while waiting:
         as_sent, batch = first_transaction(message, waiting, at_once)
         rest = _without(waiting, batch)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from datetime import datetime, timedelta
+from datetime import datetime
 from random import Random
 
 from mailstrom_async._clock import Clock
@@ -19,7 +19,6 @@ from mailstrom_async.storage.base import Record
 logger = logging.getLogger("mailstrom_async")
 
 NOBODY = Contact()
-_NO_TIME = timedelta(0)
 
 
 class Settlement:
@@ -60,8 +59,9 @@ class Settlement:
         self, delivery: Delivery, outcomes: Mapping[str, Outcome], started_at: datetime, contact: Contact
     ) -> Record:
         now = self.now()
+        started_at = min(started_at, now)  # the clock may have been set back meanwhile
         own = {recipient.address: outcomes[recipient.address] for recipient in delivery.recipients}
-        well = {outcome.state for outcome in own.values()} <= {"delivered"}
+        well = all(outcome.state == "delivered" for outcome in own.values())
         expires_at = delivery.message.expires_at
         due_at = now if well else self._next_due(delivery, now)
         given = Circumstances(now, due_at, expires_at, contact.host or "", contact.tls.version)
@@ -71,8 +71,8 @@ class Settlement:
         deferred = not well and any(result.state == "deferred" for result in results.values())
         attempt = trusted(
             Attempt,
-            started_at=min(started_at, now),
-            duration=max(now - started_at, _NO_TIME),
+            started_at=started_at,
+            duration=now - started_at,
             recipients=tuple(own),
             destination=delivery.destination,
             host=contact.host,

@@ -9,9 +9,10 @@ queued ──▶ deferred ──▶ delivered
 from collections.abc import Mapping
 from datetime import datetime
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from mailstrom_async._envelope import PendingRecipient, RecipientState
+from mailstrom_async._immutable import immutable
 from mailstrom_async._model import trusted
 from mailstrom_async._reply import Reply
 from mailstrom_async._status import Deferred, Delivered, Failed, Outcome
@@ -42,7 +43,8 @@ class IllegalTransition(Exception):
     """A recipient would leave its life: a fault in this library, never a server's."""
 
 
-class Circumstances(NamedTuple):
+@immutable()
+class Circumstances:
     """What is the same for all recipients of an attempt when their outcomes are turned into results.
 
     Attributes:
@@ -77,25 +79,23 @@ def settle(recipient: PendingRecipient, outcome: Outcome, given: Circumstances) 
 
     Deferred at the end of the message's lifetime means expired; the last reply stays visible.
     """
-    state = after(recipient.state, outcome.state)
+    state, reply = after(recipient.state, outcome.state), outcome.reply
+    if state == "delivered":
+        assert reply is not None  # noqa: S101 - only a reply delivers
+        return trusted(Delivered, reply=reply, host=given.host, tls=given.tls, delivered_at=given.now)
     if state == "deferred" and given.now >= given.expires_at:
         after(state, "expired")
-        return expired(outcome.reason, outcome.reply, given.now)
-    if outcome.state == "delivered":
-        assert outcome.reply is not None  # noqa: S101 - only a reply delivers
-        return trusted(Delivered, reply=outcome.reply, host=given.host, tls=given.tls, delivered_at=given.now)
+        return expired(outcome.reason, reply, given.now)
     cause = outcome.cause or "local"
     if state == "deferred":
         return Deferred(
             cause=cause,
             enhanced=outcome.enhanced,
             reason=outcome.reason,
-            reply=outcome.reply,
+            reply=reply,
             next_attempt_at=given.next_attempt_at,
         )
-    return Failed(
-        cause=cause, enhanced=outcome.enhanced, reason=outcome.reason, reply=outcome.reply, failed_at=given.now
-    )
+    return Failed(cause=cause, enhanced=outcome.enhanced, reason=outcome.reason, reply=reply, failed_at=given.now)
 
 
 def expired(last_reason: str, reply: Reply | None, now: datetime) -> Failed:

@@ -1,5 +1,6 @@
 """The life of a recipient: one table, and what results from its steps."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import product
 from typing import get_args
@@ -72,7 +73,7 @@ def test_only_who_was_attempted_can_expire():
 
 def test_a_delivered_recipient_shows_who_took_it():
     """With the reply, the host, and how it travelled."""
-    result = settle(PendingRecipient("a@b", "queued", 0), outcome("delivered", None), GIVEN._replace(tls="TLSv1.3"))
+    result = settle(PendingRecipient("a@b", "queued", 0), outcome("delivered", None), replace(GIVEN, tls="TLSv1.3"))
 
     assert result == Delivered(reply=REPLY, host="mx.example.net", tls="TLSv1.3", delivered_at=NOW)
 
@@ -95,8 +96,8 @@ def test_a_failed_recipient_shows_why():
 def test_who_is_deferred_at_the_end_of_the_lifetime_has_failed(state: RecipientState):
     """Expired (RFC 3463: X.4.7), with what was said last; to the microsecond."""
     recipient = PendingRecipient("a@b", state, 0)
-    result = settle(recipient, outcome("deferred"), GIVEN._replace(expires_at=NOW))
-    earlier = settle(recipient, outcome("deferred"), GIVEN._replace(expires_at=NOW + timedelta(microseconds=1)))
+    result = settle(recipient, outcome("deferred"), replace(GIVEN, expires_at=NOW))
+    earlier = settle(recipient, outcome("deferred"), replace(GIVEN, expires_at=NOW + timedelta(microseconds=1)))
 
     assert result == expired("not now", REPLY, NOW)
     assert (result.cause, result.enhanced, result.reply) == ("expired", "4.4.7", REPLY)
@@ -107,7 +108,7 @@ def test_who_is_deferred_at_the_end_of_the_lifetime_has_failed(state: RecipientS
 @pytest.mark.parametrize("state", ["delivered", "failed"])
 def test_a_final_outcome_counts_even_at_the_end_of_the_lifetime(state: str):
     """What a server decided is no matter of time."""
-    result = settle(PendingRecipient("a@b", "deferred", 1), outcome(state), GIVEN._replace(expires_at=NOW))
+    result = settle(PendingRecipient("a@b", "deferred", 1), outcome(state), replace(GIVEN, expires_at=NOW))
 
     assert result.state == state
 
