@@ -159,12 +159,14 @@ class Wire(asyncio.Protocol):
         return answer
 
     def take_all(self, count: int) -> Sequence[Answer]:
-        """The replies to so many of the oldest commands that have none yet, if all of them are here; empty: they are
-        not, and `answer` waits for them one by one. They are not noted yet."""
+        """The replies to so many commands, if they are what is here; empty: they are not, and `answer` waits for them
+        one by one. They are not noted yet."""
         replies = self._replies
-        if len(replies.ready) < count or replies.fault is not None:
+        if len(replies.ready) != count or replies.fault is not None:
             return ()
-        return [replies.ready.popleft() for _ in range(count)]
+        answers = tuple(replies.ready)
+        replies.ready.clear()
+        return answers
 
     async def answer(self, seconds: float, until: float = math.inf) -> Answer:
         """The reply to the oldest command that has none yet, within so many seconds for all of its lines.
