@@ -241,7 +241,7 @@ class Site:
     def take_ahead(self, *, freed: int) -> Bundle | None:
         """As `take`, to be carried after what is carried now, over the same session: if there is work for all the
         sessions that there may be, and none of them is to end."""
-        plenty = self.in_time > self.window.allowed - sum(self.carrying.values())
+        plenty = self.in_time > self._allowed - sum(self.carrying.values())
         return self.take(freed=freed) if plenty and not self.too_many else None
 
     def _transactions(self, bundle: Bundle) -> int:
