@@ -20,9 +20,9 @@ REFILL = 4_000
 CLAIMED_AT_MOST = 1_000
 CLAIM_BATCH = 100
 BUSY = 32
-PACE = 0.01
-"""Seconds between two claims while so many deliveries are under way: one claim of twenty costs little more than one of
-one, and nobody runs dry meanwhile."""
+PACE = 0.003
+"""Seconds between two claims while so many deliveries are under way: one claim of ten costs little more than one of
+one. Short, as they may be under way to a host that is slow, and nobody else is to wait for that."""
 STEP_BACK = timedelta(seconds=1)
 """What a clock may go back without notice: less harms nothing."""
 PATIENCE = timedelta(seconds=1)
