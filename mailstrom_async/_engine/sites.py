@@ -67,7 +67,6 @@ class Sites:
         self.surplus = 0  # sessions that are to end, because others came to share the limits
         self._routing: dict[str, list[Delivery]] = {}
         self._throttles = Throttles(config.retry, chance)
-        self.lives = self._throttles.lift
         self._buckets = Buckets()
         self.closed = False
         self.on_drained: Callable[[], None] | None = None
@@ -150,6 +149,10 @@ class Sites:
             site.key, now, why, contact, site.hosts, route.destination
         )
         self._hold_back(waiting, throttle)
+
+    def lives(self, key: SiteKey) -> None:
+        """A site answers."""
+        self._throttles.lift(key)
 
     def _hold_back(self, deliveries: Sequence[Delivery], throttle: Throttle) -> None:
         """What comes for a throttled site waits until it is probed: that is no attempt, and is not counted as one.
