@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from mailstrom_async._clock import Clock
 from mailstrom_async._envelope import Delivery, Due
 from mailstrom_async._errors import StorageError
-from mailstrom_async.storage.base import Storage
+from mailstrom_async.storage.base import Acceptance, Express, Storage
 
 logger = logging.getLogger("mailstrom_async")
 
@@ -23,16 +23,18 @@ class Claims:
 
     def __init__(self, storage: Storage, clock: Clock, *, owner: str, lease: timedelta, bytes_in_flight: int) -> None:
         self._storage = storage
+        self._express = storage if isinstance(storage, Express) else None
         self._clock = clock
         self._owner = owner
         self._lease = lease
         self.bytes_in_flight = bytes_in_flight
         self._bytes_free = bytes_in_flight
         self._held: dict[int, Delivery] = {}
+        self._promised = 0
         self.lost: set[int] = set()
 
     def __len__(self) -> int:
-        return len(self._held)
+        return len(self._held) + self._promised
 
     def __contains__(self, delivery_id: object) -> bool:
         return delivery_id in self._held
@@ -47,9 +49,34 @@ class Claims:
             [entry.delivery_id for entry in entries], owner=self._owner, now=now, lease_until=now + self._lease
         )
         for delivery in deliveries:
-            self._held[delivery.id] = delivery
-            self._bytes_free -= len(delivery.message.content)
+            self._hold(delivery)
         return deliveries
+
+    @property
+    def at_once(self) -> bool:
+        """Mail can be claimed as it is stored."""
+        return self._express is not None
+
+    async def enqueue(self, acceptance: Acceptance, queue_size: int | None) -> Delivery | list[Due]:
+        """Store a message, and claim it at once: as `Express.enqueue_claimed`."""
+        assert self._express is not None  # noqa: S101 - see `at_once`
+        size = len(acceptance.prepared.content)
+        self._promised += 1
+        self._bytes_free -= size
+        try:
+            stored = await self._express.enqueue_claimed(
+                acceptance, owner=self._owner, lease_until=self._clock.now() + self._lease, queue_size=queue_size
+            )
+        finally:
+            self._promised -= 1
+            self._bytes_free += size
+        if isinstance(stored, Delivery):
+            self._hold(stored)
+        return stored
+
+    def _hold(self, delivery: Delivery) -> None:
+        self._held[delivery.id] = delivery
+        self._bytes_free -= len(delivery.message.content)
 
     def end(self, delivery: Delivery) -> None:
         """It is recorded, released, or lost."""

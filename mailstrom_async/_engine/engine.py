@@ -30,7 +30,7 @@ from mailstrom_async._reply import Phase
 from mailstrom_async._status import Failed, SiteStatus
 from mailstrom_async.dns.base import Resolver
 from mailstrom_async.smtp.base import Connector
-from mailstrom_async.storage.base import Record, Recorded, Storage
+from mailstrom_async.storage.base import Acceptance, Record, Recorded, Storage
 
 logger = logging.getLogger("mailstrom_async")
 
@@ -122,6 +122,13 @@ class Engine:
         self._grace = min(self._grace, grace)
         self._draining.deadline = min(self._draining.deadline, anyio.current_time() + grace.total_seconds())
 
+    async def enqueue(self, acceptances: Sequence[Acceptance], queue_size: int | None) -> None:
+        """Store messages, and deliver them. Raises what `Storage.enqueue` does."""
+        if self._scheduler is not None:
+            await self._scheduler.enqueue(acceptances, queue_size)
+        else:
+            self.queued(await self._storage.enqueue(acceptances, queue_size=queue_size))
+
     def queued(self, entries: Sequence[Due]) -> None:
         """Deliveries are in the store, due then."""
         if self._scheduler is not None:
@@ -149,7 +156,10 @@ class Engine:
             outer.start_soon(self._attendance.keep)
             recorded = anyio.Event()
             outer.start_soon(_run, self._recorder.run, recorded)
-            await self._deliver_until_stopped()
+            try:
+                await self._deliver_until_stopped()
+            finally:
+                self._scheduler = self._group = None
             self._recorder.stop()
             with anyio.move_on_after(LAST_WORDS.total_seconds()):
                 await recorded.wait()
@@ -185,8 +195,6 @@ class Engine:
             self._scheduler.stop()
             await scheduled.wait()
             await self._drain(self._sites, group)
-            self._scheduler = None
-        self._group = None
 
     async def _drain(self, sites: Sites, group: TaskGroup) -> None:
         sites.withdraw()

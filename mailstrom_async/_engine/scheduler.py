@@ -8,10 +8,10 @@ from datetime import UTC, datetime, timedelta
 from mailstrom_async._clock import Clock
 from mailstrom_async._engine.claims import Claims
 from mailstrom_async._engine.health import Health
-from mailstrom_async._envelope import Delivery, Due, Lane
+from mailstrom_async._envelope import Delivery, Due, Lane, domain_of
 from mailstrom_async._errors import StorageError
 from mailstrom_async._queue.backlog import Backlog, Backlogs
-from mailstrom_async.storage.base import Storage
+from mailstrom_async.storage.base import Acceptance, Storage
 
 logger = logging.getLogger("mailstrom_async")
 
@@ -59,9 +59,54 @@ class Scheduler:
         self._backlogs = Backlogs(claims.bytes_in_flight)
         self._wake = asyncio.Event()
         self._stopping = False
+        self._storing = 0  # what is claimed as soon as it is stored
         self._latest = datetime.max.replace(tzinfo=UTC)  # the clock may have been set back while nobody looked
         self._look_wanted = False
         self._look_at = clock.now() + LOOK_EVERY if storage.shared else None
+
+    async def enqueue(self, acceptances: Sequence[Acceptance], queue_size: int | None) -> None:
+        """Store messages. One that nothing stands before is claimed as it is stored, and on its way a commit sooner.
+
+        Raises what `Storage.enqueue` does.
+        """
+        if len(acceptances) == 1 and (destination := self._claim_new(acceptances[0])) is not None:
+            await self._enqueue_claimed(acceptances[0], destination, queue_size)
+        else:
+            self.push(await self._storage.enqueue(acceptances, queue_size=queue_size))
+
+    def _claim_new(self, acceptance: Acceptance) -> str | None:
+        """Count new mail as claimed, if it may be claimed at once; its destination."""
+        if self._stopping or self._health.ails("store") or not self._claims.at_once:
+            return None
+        if acceptance.due_at > acceptance.queued_at:
+            return None
+        destination, *others = {domain_of(recipient) for recipient in acceptance.prepared.recipients}
+        size, claims = len(acceptance.prepared.content), CLAIMED_AT_MOST - len(self._claims)
+        if others or not self._backlogs.claim_new(
+            acceptance.lane, destination, size, claims=claims, memory=self._claims.bytes_free
+        ):
+            return None
+        return destination
+
+    async def _enqueue_claimed(self, acceptance: Acceptance, destination: str, queue_size: int | None) -> None:
+        stored: Delivery | list[Due] = []
+        self._storing += 1
+        try:
+            stored = await self._claims.enqueue(acceptance, queue_size)
+        finally:
+            self._storing -= 1
+            if not isinstance(stored, Delivery):
+                self._backlogs.lanes[acceptance.lane].lines.finished(destination, well=None)
+            if self._stopping or not isinstance(stored, Delivery):
+                self._wake.set()
+        if not isinstance(stored, Delivery):
+            self.push(stored)
+            return
+        try:
+            self._dispatch([stored])
+        except Exception:
+            # Whoever sends must not take it for refused: it is in the store.
+            logger.exception("%r is claimed, and could not be passed on; it goes back when delivery is stopped", stored)
 
     def push(self, entries: Sequence[Due]) -> None:
         """These deliveries are due then, whatever was known of them before."""
@@ -96,8 +141,11 @@ class Scheduler:
 
     async def run(self) -> None:
         """Claim and dispatch until told to stop."""
-        while not self._stopping:
+        while not self._stopping or self._storing:
             self._wake.clear()
+            if self._stopping:
+                await self._wake.wait()
+                continue
             try:
                 while await self._round():
                     pass

@@ -170,6 +170,19 @@ class Backlogs:
             size -= sum(entry.size for entry in entries)
         return taken
 
+    def claim_new(self, lane: Lane, destination: str, size: int, *, claims: int, memory: int) -> bool:
+        """Count new mail of so many bytes as claimed, if nothing stands before it.
+
+        Args:
+            claims: So many more there may be.
+            memory: So many bytes more there may be.
+        """
+        if lane != "auth":
+            claims, memory = claims - KEPT_CLAIMS, memory - self._kept
+        if size > memory or self._held_up_by(0) is not None:
+            return False
+        return self.lanes[lane].lines.claim_new(destination, claims)
+
     def first(self) -> Due | None:
         """What goes alone, whatever its size; counted as claimed. Only where nothing is claimed."""
         large = self._held_up_by(self._memory)

@@ -120,6 +120,13 @@ class ReadyLines:
             taken.append(entry)
         return taken
 
+    def claim_new(self, destination: str, free: int) -> bool:
+        """Count new mail as claimed, if nothing stands before it; `free` as in `take`."""
+        if self.knows(destination) or not self._is_open(destination, free):
+            return False
+        self._claimed[destination] = self._claimed.get(destination, 0) + 1
+        return True
+
     def first(self) -> Due | None:
         """The delivery whose turn it is, whatever its size; counted as claimed. For one too large for the memory set
         aside: it goes alone."""

@@ -3,10 +3,10 @@
 import logging
 import sqlite3
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from itertools import chain, islice
+from itertools import islice
 
 from mailstrom_async._envelope import LANES, Delivery
 from mailstrom_async._errors import AlreadyQueued, QueueFull
@@ -20,11 +20,13 @@ from mailstrom_async.storage._sqlite_errors import Unreadable, Unusual
 from mailstrom_async.storage._sqlite_reads import key_of, status
 from mailstrom_async.storage._sqlite_recent import Fresh
 from mailstrom_async.storage._sqlite_rows import (
+    Lease,
     destination_of,
     due,
     pending_recipients,
     queued_message,
     to_integer,
+    turn_of,
 )
 from mailstrom_async.storage._sqlite_settle import (
     Row,
@@ -59,30 +61,69 @@ class Enqueue:
         return enqueue(connection, self.acceptances, self.queue_size)
 
     @staticmethod
-    def merge(connection: sqlite3.Connection, operations: Sequence["Enqueue"]) -> Sequence[list[Due]]:
+    def merge(
+        connection: sqlite3.Connection, operations: "Sequence[Enqueue | EnqueueClaimed]"
+    ) -> "list[list[Due] | Delivery]":
         """Accept all of these, or raise, so that each is done by itself and hears what is wrong with it."""
-        acceptances = [acceptance for operation in operations for acceptance in operation.acceptances]
+        entrants = [entrant for operation in operations for entrant in operation.entrants]
         limits = [operation.queue_size for operation in operations if operation.queue_size is not None]
         try:
-            dues = iter(bulk.enqueue(connection, acceptances, queue_size=min(limits, default=sys.maxsize)))
+            rows = bulk.enqueue(connection, entrants, queue_size=min(limits, default=sys.maxsize))
         except sqlite3.IntegrityError as error:
             raise Unusual("one of them is known already") from error
-        return [list(chain.from_iterable(islice(dues, len(operation.acceptances)))) for operation in operations]
+        stored = zip(rows.keys, rows.dues, strict=True)
+        return [operation.outcome(stored) for operation in operations]
+
+    @property
+    def entrants(self) -> list[bulk.Entrant]:
+        return list(map(bulk.Entrant, self.acceptances))
+
+    def outcome(self, stored: Iterator[tuple[int, list[Due]]]) -> list[Due]:
+        """Takes of each of its messages the key and the entries of its deliveries."""
+        return [due for _, dues in islice(stored, len(self.acceptances)) for due in dues]
+
+
+@immutable()
+class EnqueueClaimed:
+    """Accept a message to one destination, and claim its delivery."""
+
+    acceptance: Acceptance
+    queue_size: int | None
+    lease: Lease
+
+    def __call__(self, connection: sqlite3.Connection) -> Delivery:
+        dues = carry_out(connection, accepting([self.acceptance], self.queue_size, self.lease))
+        key = connection.execute("SELECT message FROM deliveries WHERE id = ?", (dues[0].delivery_id,)).fetchone()[0]
+        return self.outcome(iter([(key, dues)]))
+
+    merge = staticmethod(Enqueue.merge)
+
+    @property
+    def entrants(self) -> list[bulk.Entrant]:
+        return [bulk.Entrant(self.acceptance, self.lease)]
+
+    def outcome(self, stored: Iterator[tuple[int, list[Due]]]) -> Delivery:
+        key, [entry] = next(stored)
+        fresh = Fresh(self.acceptance, entry.destination, range(len(self.acceptance.prepared.recipients)))
+        return fresh.claimed(entry.delivery_id, self.lease.owner, fresh.message(key))
 
 
 def enqueue(connection: sqlite3.Connection, acceptances: Sequence[Acceptance], queue_size: int | None) -> list[Due]:
     return carry_out(connection, accepting(acceptances, queue_size))
 
 
-def accepting(acceptances: Sequence[Acceptance], queue_size: int | None) -> Steps[list[Due]]:
-    """Accept messages one by one, within a transaction. It is the caller's to undo if this raises."""
+def accepting(
+    acceptances: Sequence[Acceptance], queue_size: int | None, lease: Lease | None = None
+) -> Steps[list[Due]]:
+    """Accept messages one by one, within a transaction, and claim them if there is a lease. It is the caller's to undo
+    if this raises."""
     [[unfinished, next_message, next_delivery]] = yield Statement(
         "SELECT unfinished, next_message, next_delivery FROM counters"
     )
     dues: list[Due] = []
     for key, acceptance in enumerate(acceptances, next_message):
         yield from _insert_message(key, acceptance)
-        dues += yield from _insert_deliveries(key, next_delivery + len(dues), acceptance)
+        dues += yield from _insert_deliveries(key, next_delivery + len(dues), acceptance, lease)
     # Asked last, so that a repeated message is told that it is known, and not to come again later.
     if queue_size is not None and unfinished + len(acceptances) > queue_size:
         raise QueueFull(queue_size)
@@ -201,18 +242,33 @@ def renew(connection: sqlite3.Connection, deliveries: Sequence[Delivery], lease_
 
 
 def release(connection: sqlite3.Connection, deliveries: Sequence[Delivery], due_at: datetime) -> list[Due]:
-    dues: list[Due] = []
-    for delivery in deliveries:
-        row = Row.read_held(connection, delivery)
-        if row is None:
-            continue
-        connection.execute("UPDATE deliveries SET attempt = attempt - 1 WHERE id = ?", (row.id,))
-        if row.was_cancelled_at is not None:
-            settle_all(connection, row, cancelled(row.was_cancelled_at), None)
-        else:
-            end_claim(connection, row, due_at)
-            dues.append(Due(due_at, row.id, delivery.destination, row.size, delivery.message.lane))
-    return dues
+    return [
+        Due(due_at, row.id, delivery.destination, row.size, delivery.message.lane)
+        for delivery in deliveries
+        if (row := Row.read_held(connection, delivery)) is not None and _give_back(connection, row, due_at)
+    ]
+
+
+def disown(connection: sqlite3.Connection, acceptance: Acceptance, owner: str) -> bool:
+    """Give back what was claimed as it was accepted, if it was: nobody heard of it. Whether it is due now."""
+    # By the time, too: another call may have accepted this Message-ID before, and that delivery is under way.
+    found = connection.execute(
+        "SELECT id FROM messages JOIN deliveries ON message = key"
+        " WHERE message_id = ? AND queued_at = ? AND owner = ? AND attempt = 1",
+        (acceptance.prepared.message_id, to_integer(acceptance.queued_at), owner),
+    ).fetchone()
+    row = None if found is None else Row.read(connection, found[0])
+    return row is not None and _give_back(connection, row, acceptance.due_at)
+
+
+def _give_back(connection: sqlite3.Connection, row: Row, due_at: datetime) -> bool:
+    """End a claim that came to no attempt; whether there is still to be one."""
+    connection.execute("UPDATE deliveries SET attempt = attempt - 1 WHERE id = ?", (row.id,))
+    if row.was_cancelled_at is not None:
+        settle_all(connection, row, cancelled(row.was_cancelled_at), None)
+        return False
+    end_claim(connection, row, due_at)
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,14 +362,16 @@ def _insert_message(key: int, acceptance: Acceptance) -> Steps[None]:
     yield Content(key, prepared.content)
 
 
-def _insert_deliveries(key: int, first_id: int, acceptance: Acceptance) -> Steps[list[Due]]:
+def _insert_deliveries(key: int, first_id: int, acceptance: Acceptance, lease: Lease | None) -> Steps[list[Due]]:
     prepared = acceptance.prepared
     size = len(prepared.content)
+    place, turn = LANES.index(acceptance.lane), turn_of(acceptance, lease)
     dues: list[Due] = []
     for delivery_id, (destination, positions) in enumerate(destinations(prepared).items(), first_id):
         yield Statement(
-            "INSERT INTO deliveries (id, message, destination, size, due_at, lane) VALUES (?, ?, ?, ?, ?, ?)",
-            (delivery_id, key, destination, size, to_integer(acceptance.due_at), LANES.index(acceptance.lane)),
+            "INSERT INTO deliveries (id, message, destination, size, lane, due_at, owner, claimed_at, attempt)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (delivery_id, key, destination, size, place, *turn),
         )
         yield Repeated(
             "INSERT INTO recipients (delivery, position, address, written) VALUES (?, ?, ?, nullif(?, ?3))",

@@ -223,6 +223,30 @@ class Outbox(Protocol):
 
 
 @runtime_checkable
+class Express(Protocol):
+    """**Protocol:** what a store may do besides: claim mail in the transaction that accepts it.
+
+    It is on its way a commit sooner then. Mail that others stand before is enqueued and claimed as any.
+    """
+
+    async def enqueue_claimed(
+        self, acceptance: Acceptance, *, owner: str, lease_until: datetime, queue_size: int | None = None
+    ) -> Delivery | list[Due]:
+        """As `enqueue` and `claim` of one message, due at once, whose recipients are all at one destination.
+
+        Cancelled, it leaves no claim: if the message was stored all the same, it is due, and `watch`'s wake is called.
+
+        Returns:
+            The delivery; its entry, as `enqueue` has it, if it could not be claimed by us.
+
+        Raises:
+            AlreadyQueued: It has the Message-ID of a stored message.
+            QueueFull: There would be more than `queue_size` messages with unfinished recipients.
+        """
+        ...
+
+
+@runtime_checkable
 class Roster(Protocol):
     """**Protocol:** what a store must do besides, if several mailers deliver from it at the same time: count them.
 

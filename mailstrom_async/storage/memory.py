@@ -126,6 +126,12 @@ class MemoryStorage:
             raise QueueFull(queue_size)
         return [due for acceptance in acceptances for due in self._accept(acceptance)]
 
+    async def enqueue_claimed(
+        self, acceptance: Acceptance, *, owner: str, lease_until: datetime, queue_size: int | None = None
+    ) -> Delivery | list[Due]:
+        [due] = await self.enqueue([acceptance], queue_size=queue_size)
+        return self._claim(self._deliveries[due.delivery_id], owner, due.due_at, lease_until)
+
     async def upcoming(self, limit: int, *, excluding: Collection[str] = (), lane: Lane | None = None) -> list[Due]:
         self._check_open()
         nearest = islice(self._due.nearest(frozenset(excluding), lane), limit)
@@ -144,14 +150,7 @@ class MemoryStorage:
                 self._abandon(delivery, now)
                 if not delivery.unfinished:
                     continue
-            self._due.discard(delivery)
-            self._claimed[delivery.id] = delivery
-            delivery.owner, delivery.claimed_at, delivery.due_at = owner, now, lease_until
-            delivery.attempt += 1
-            pending = tuple(PendingRecipient(r.address, r.result.state, r.attempts) for r in delivery.unfinished)
-            claims.append(
-                Delivery(delivery.id, delivery.destination, owner, delivery.attempt, pending, delivery.message.shared)
-            )
+            claims.append(self._claim(delivery, owner, now, lease_until))
         return claims
 
     async def renew(self, deliveries: Sequence[Delivery], lease_until: datetime) -> list[Delivery]:
@@ -297,6 +296,14 @@ class MemoryStorage:
             self._deliveries[delivery.id] = delivery
             self._due.add(delivery)
             yield _entry(delivery)
+
+    def _claim(self, delivery: _Delivery, owner: str, now: datetime, lease_until: datetime) -> Delivery:
+        self._due.discard(delivery)
+        self._claimed[delivery.id] = delivery
+        delivery.owner, delivery.claimed_at, delivery.due_at = owner, now, lease_until
+        delivery.attempt += 1
+        pending = tuple(PendingRecipient(r.address, r.result.state, r.attempts) for r in delivery.unfinished)
+        return Delivery(delivery.id, delivery.destination, owner, delivery.attempt, pending, delivery.message.shared)
 
     def _record(self, record: Record) -> Recorded:
         delivery = self._held(record.delivery)

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -18,7 +19,9 @@ from mailstrom_async.storage._sqlite_calls import Call
 from mailstrom_async.storage._sqlite_commits import Commits
 from mailstrom_async.storage._sqlite_follower import Follower, OwnerLost
 from mailstrom_async.storage._sqlite_operations import Operation, T
+from mailstrom_async.storage._sqlite_owner import Owner
 from mailstrom_async.storage._sqlite_recent import Recent
+from mailstrom_async.storage._sqlite_rows import Lease
 from mailstrom_async.storage._sqlite_share import Share
 from mailstrom_async.storage.base import Acceptance, Record, Recorded
 
@@ -114,6 +117,23 @@ class SQLiteStorage:
         else:
             self._recent.clear()  # what an engine that runs no more has left there
         return dues
+
+    async def enqueue_claimed(
+        self, acceptance: Acceptance, *, owner: str, lease_until: datetime, queue_size: int | None = None
+    ) -> Delivery | list[Due]:
+        share = self._usable()
+        share.engine_seen()
+        side = share.settled or await share.side()
+        if isinstance(side, Follower):
+            return await self.enqueue([acceptance], queue_size=queue_size)
+        operation = queue.EnqueueClaimed(acceptance, queue_size, Lease(owner, lease_until))
+        try:
+            return await side.run(operation, writes=True, size=len(acceptance.prepared.content))
+        except asyncio.CancelledError:
+            _disown(share, side, acceptance, owner)
+            raise
+        except OwnerLost:  # it was not begun
+            return await self.enqueue([acceptance], queue_size=queue_size)
 
     async def enqueue_within(
         self, connection: object, acceptances: Sequence[Acceptance], *, queue_size: int | None = None
@@ -260,6 +280,22 @@ class SQLiteStorage:
                 f"{self._path} was opened in another event loop; use it there, or aclose() it and open it in this one"
             )
         return share
+
+
+def _disown(share: Share, side: Owner, acceptance: Acceptance, owner: str) -> None:
+    """Nobody waits any more for what is claimed as it is accepted: if that is done all the same, the engine is to find
+    it due."""
+
+    def tell(done: asyncio.Future[bool]) -> None:
+        if (error := done.exception()) is not None:
+            logger.warning(
+                "%r: its claim ends with its lease, for it can't be given back: %s", acceptance.prepared, error
+            )
+        elif done.result():
+            share.hastened()
+
+    with suppress(OwnerLost, StorageError):  # whoever owns the file next ends all claims
+        side.run(lambda db: queue.disown(db, acceptance, owner), writes=True).add_done_callback(tell)
 
 
 def _is_text(message_id: str) -> bool:

@@ -2,6 +2,7 @@
 
 from mailstrom_async.testing._contract.accepting import Accepting
 from mailstrom_async.testing._contract.asking import Asking
+from mailstrom_async.testing._contract.at_once import AtOnce
 from mailstrom_async.testing._contract.claiming import Claiming
 from mailstrom_async.testing._contract.counting import CountedOrNot, Counting
 from mailstrom_async.testing._contract.recording import Recording
@@ -9,7 +10,7 @@ from mailstrom_async.testing._contract.reopening import Reopening
 from mailstrom_async.testing._contract.setback import Setback
 
 
-class StorageContract(Accepting, Claiming, Recording, Asking, Reopening, CountedOrNot, Setback):
+class StorageContract(Accepting, Claiming, AtOnce, Recording, Asking, Reopening, CountedOrNot, Setback):
     """Proves a `Storage` of your own (`RosterContract` proves one that is a `Roster`, too). Inherit from it in a test
     module, and say how your store is made:
 

@@ -1,13 +1,15 @@
 """A mailer that is closed without grace at any moment of its deliveries."""
 
 import asyncio
+import sqlite3
 from collections import Counter
+from contextlib import closing
 from datetime import timedelta
 from itertools import count
 
 import pytest
 
-from mailstrom_async import MemoryStorage
+from mailstrom_async import MemoryStorage, SQLiteStorage
 from mailstrom_async._engine import recorder
 
 from .conftest import email
@@ -58,6 +60,28 @@ async def test_closing_at_any_moment_loses_and_doubles_nothing(build, server, cl
             break
 
     assert rounds > 10
+
+
+@pytest.mark.rule("C21", "never V at the server and D at us without the acknowledgement window; nothing left behind")
+async def test_closing_at_any_moment_of_sending_leaves_no_claim(build, server, clock, tmp_path):
+    """Row C21: what is claimed as it is accepted is delivered, or given back, whenever the mailer is closed: nothing
+    waits for the end of a lease, and the next mailer delivers what was accepted."""
+    for turns in range(0, 60, 3):
+        path = tmp_path / f"{turns}.db"
+        async with build(SQLiteStorage(path)) as mailer:
+            calls = [asyncio.create_task(mailer.send_email(email(f"ada@{n}.example.net"))) for n in range(5)]
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            calls[0].cancel()
+            await mailer.aclose(grace=timedelta(0))
+        accepted = [call.result() for call in calls if not call.cancelled() and call.exception() is None]
+        with closing(sqlite3.connect(path)) as database:
+            assert database.execute("SELECT count(*) FROM deliveries WHERE owner IS NOT NULL").fetchone() == (0,)
+
+        async with build(SQLiteStorage(path)) as mailer:
+            for message_id in accepted:
+                status = await _completed(mailer, message_id, clock)
+                assert [recipient.result.state for recipient in status.recipients] == ["delivered"]
 
 
 async def _completed(mailer, message_id, clock):

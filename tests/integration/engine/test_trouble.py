@@ -18,6 +18,8 @@ class SickStorage(MemoryStorage):
         super().__init__()
         self.sick = set[str]()
 
+    enqueue_claimed = None  # so that there is a claim to be sick at
+
     def _suffer(self, what: str) -> None:
         if what in self.sick:
             raise StorageError(f"no space left on device at {what}")

@@ -11,13 +11,13 @@ import pytest
 from mailstrom_async import PreparedEmail, Reply
 from mailstrom_async._queue.recipient import cancelled
 from mailstrom_async._status import Attempt, Deferred, Delivered, Outcome
-from mailstrom_async.storage import Acceptance, Record
+from mailstrom_async.storage import Acceptance, Due, Record
 from mailstrom_async.storage import _sqlite_bulk as bulk
 from mailstrom_async.storage import _sqlite_queue as queue
 from mailstrom_async.storage._sqlite_batches import make_batches
 from mailstrom_async.storage._sqlite_errors import Unusual
 from mailstrom_async.storage._sqlite_file import open_file
-from mailstrom_async.storage._sqlite_rows import LARGE, to_result
+from mailstrom_async.storage._sqlite_rows import LARGE, Lease, to_result
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 LATER = NOW + timedelta(minutes=1)
@@ -44,6 +44,11 @@ def acceptance(number: int, *recipients: str) -> Acceptance:
         written=tuple(f"Name <{recipient}>" for recipient in recipients) if number % 2 else (),
     )
     return Acceptance(prepared, NOW, NOW, NOW + timedelta(days=1))
+
+
+def enqueued(connection: sqlite3.Connection, acceptances: list[Acceptance]) -> list[list[Due]]:
+    """For each its entries."""
+    return bulk.enqueue(connection, list(map(bulk.Entrant, acceptances))).dues
 
 
 def dump(connection: sqlite3.Connection) -> dict[str, list[tuple[object, ...]]]:
@@ -73,7 +78,7 @@ def test_a_life_in_bulk_is_the_same_as_one_row_by_row(databases):
     """Accepted, claimed, deferred or delivered, completed: after each step the tables are the same."""
     one, other = databases
     acceptances = [acceptance(number) for number in range(1, 21)]
-    dues = bulk.enqueue(one, acceptances)
+    dues = enqueued(one, acceptances)
     assert dues == [queue.enqueue(other, [accepted], None) for accepted in acceptances]
     assert dump(one) == dump(other)
 
@@ -89,9 +94,35 @@ def test_a_life_in_bulk_is_the_same_as_one_row_by_row(databases):
     assert {True, False} == {made.completed for made in recorded.values()}
 
 
+def test_what_is_claimed_as_it_is_accepted_is_as_if_it_was_claimed_afterwards(databases):
+    """Alone, among others that are not, and row by row: the same claims, and the same is left behind."""
+    one, other = databases
+    lease = Lease("me", LATER)
+    acceptances = [acceptance(number, "a@example.net", "b@example.net") for number in range(1, 5)]
+    operations = [
+        queue.Enqueue(acceptances[:1], None),
+        queue.EnqueueClaimed(acceptances[1], None, lease),
+        queue.Enqueue(acceptances[2:3], None),
+        queue.EnqueueClaimed(acceptances[3], None, lease),
+    ]
+    made = queue.Enqueue.merge(one, operations)
+    dues = [queue.enqueue(other, [accepted], None) for accepted in acceptances]
+    claims = queue.Claim([dues[1][0].delivery_id, dues[3][0].delivery_id], "me", NOW, LATER)(other)
+
+    assert made == [dues[0], claims[0], dues[2], claims[1]]
+    assert dump(one) == dump(other)
+    assert [claim.message.message_id for claim in claims] == ["2@example.org", "4@example.org"]
+
+    alone = queue.EnqueueClaimed(acceptance(5, "c@example.com"), None, lease)
+    assert alone(other) == queue.Enqueue.merge(one, [alone])[0]
+    assert dump(one) == dump(other)
+
+
 def test_deliveries_are_numbered_on_over_messages():
     """One for each destination, and each content is found behind those before it."""
-    rows = bulk.rows_of([acceptance(1), acceptance(2, "a@example.net", "b@example.net")], 10, 100)
+    rows = bulk.rows_of(
+        [bulk.Entrant(acceptance(1)), bulk.Entrant(acceptance(2, "a@example.net", "b@example.net"))], 10, 100
+    )
 
     assert [(row[0], row[8], row[9]) for row in rows.messages] == [(10, 1, 17), (11, 18, 18)]
     assert [row[:3] for row in rows.deliveries] == [
@@ -107,7 +138,7 @@ def test_deliveries_are_numbered_on_over_messages():
 def test_a_known_message_makes_a_batch_unusual(databases):
     """Each is then accepted by itself, and only the known one is refused."""
     one, _ = databases
-    bulk.enqueue(one, [acceptance(1)])
+    enqueued(one, [acceptance(1)])
     for batch in ([acceptance(2), acceptance(1)], [acceptance(3), acceptance(3)]):
         with pytest.raises(Unusual):
             queue.Enqueue.merge(one, [queue.Enqueue([accepted], None) for accepted in batch])
@@ -118,7 +149,7 @@ def test_a_known_message_makes_a_batch_unusual(databases):
 def test_only_what_is_due_and_nobodys_is_claimed(databases):
     """As one by one: what is claimed, not yet due, unknown or without its body is passed over."""
     one, _ = databases
-    (first,), (second,), (third,), (fourth,) = bulk.enqueue(one, [acceptance(n, "a@example.net") for n in range(1, 5)])
+    (first,), (second,), (third,), (fourth,) = enqueued(one, [acceptance(n, "a@example.net") for n in range(1, 5)])
     one.execute("UPDATE deliveries SET due_at = due_at + 1 WHERE id = ?", (second.delivery_id,))
     one.execute("DELETE FROM contents WHERE message = 3")
     bulk.claim(one, [fourth.delivery_id], "me", NOW, LATER)
@@ -131,7 +162,7 @@ def test_only_what_is_due_and_nobodys_is_claimed(databases):
 def test_lost_claims_and_cancelled_messages_are_left_to_the_rows(databases):
     """What needs a closer look is not touched."""
     one, _ = databases
-    dues = bulk.enqueue(one, [acceptance(n, "a@example.net") for n in range(1, 5)])
+    dues = enqueued(one, [acceptance(n, "a@example.net") for n in range(1, 5)])
     claims = bulk.claim(one, [due.delivery_id for (due,) in dues], "me", NOW, LATER)
     one.execute("UPDATE deliveries SET owner = 'you' WHERE id = ?", (claims[0].id,))
     queue.cancel(one, "2@example.org", NOW)
@@ -145,7 +176,7 @@ def test_lost_claims_and_cancelled_messages_are_left_to_the_rows(databases):
 def test_a_result_for_whom_nobody_waits_undoes_the_whole_batch(databases):
     """A final result stays: row by row it is seen which one that is, and the others are written."""
     one, _ = databases
-    dues = bulk.enqueue(one, [acceptance(n, "a@example.net") for n in range(1, 4)])
+    dues = enqueued(one, [acceptance(n, "a@example.net") for n in range(1, 4)])
     claims = bulk.claim(one, [due.delivery_id for (due,) in dues], "me", NOW, LATER)
     one.execute("UPDATE recipients SET state = 'delivered' WHERE delivery = ?", (claims[1].id,))
     before = dump(one)
@@ -162,7 +193,7 @@ def test_a_result_for_whom_nobody_waits_undoes_the_whole_batch(databases):
 def test_several_deliveries_of_a_message_that_end_together_complete_it_once(databases):
     """The last of them tells that it is completed, and the queue is shorter by one message."""
     one, _ = databases
-    [dues] = bulk.enqueue(one, [acceptance(1, "a@example.net", "b@example.com", "c@example.org")])
+    [dues] = enqueued(one, [acceptance(1, "a@example.net", "b@example.com", "c@example.org")])
     claims = bulk.claim(one, [due.delivery_id for due in dues], "me", NOW, LATER)
     recorded = bulk.record(one, [record_of(claim, deferred=False) for claim in claims])
 
@@ -177,7 +208,7 @@ def test_a_reason_may_hold_whatever_a_text_does(databases, reason):
     one, other = databases
     stored = []
     for connection, enqueue, record in (
-        (one, bulk.enqueue, lambda records: bulk.record(one, records)),
+        (one, enqueued, lambda records: bulk.record(one, records)),
         (other, lambda db, both: queue.enqueue(db, both, None), lambda records: queue.Recording(records)(other)),
     ):
         enqueue(connection, [acceptance(1, "a@example.net"), acceptance(2, "a@example.net")])
@@ -193,7 +224,7 @@ def test_a_reason_may_hold_whatever_a_text_does(databases, reason):
 def test_what_has_no_json_is_unusual(databases):
     """Lone surrogates are no text to SQLite: they go row by row, where they are handled."""
     one, _ = databases
-    bulk.enqueue(one, [acceptance(1, "a@example.net"), acceptance(2, "a@example.net")])
+    enqueued(one, [acceptance(1, "a@example.net"), acceptance(2, "a@example.net")])
     claims = bulk.claim(one, [1, 2], "me", NOW, LATER)
     bad = cancelled(NOW).model_copy(update={"reason": "a\ud800b"})
 
@@ -210,7 +241,7 @@ def test_a_large_content_is_stored_and_claimed_byte_for_byte(databases, size):
     large = replace(large, prepared=replace(large.prepared, content=content))
     if size > LARGE:
         with pytest.raises(Unusual):
-            bulk.enqueue(connection, [large])
+            enqueued(connection, [large])
     dues = queue.Enqueue([large, acceptance(2, "a@example.net")], None)(connection)
     [claims] = queue.Claim.merge(connection, [queue.Claim([due.delivery_id for due in dues], "me", NOW, LATER)])
 

@@ -86,6 +86,45 @@ def test_what_is_large_is_not_passed_by_other_lanes_for_ever():
     assert shares(backlogs.take(100, 1000, 1600)) == {"default": 5, "bulk": 1}
 
 
+def test_new_mail_goes_at_once_where_nothing_stands_before_it():
+    """Of its destination, and as much as its window allows; a lane's mail is not before another lane's."""
+    backlogs = filled(default=1)
+    (waiting,) = many("default", 1)
+
+    assert not backlogs.claim_new("default", waiting.destination, 1, claims=1000, memory=MUCH)
+    assert backlogs.claim_new("auth", waiting.destination, 1, claims=1000, memory=MUCH)
+    at_once = [backlogs.claim_new("default", "new.example", 1, claims=1000, memory=MUCH) for _ in range(10)]
+    assert at_once == [True] * 8 + [False] * 2
+
+    backlogs.lanes["default"].lines.finished("new.example", well=None)
+    assert backlogs.claim_new("default", "new.example", 1, claims=1000, memory=MUCH)
+
+
+def test_new_mail_leaves_to_the_top_lane_what_is_kept_for_it():
+    """The last claims, and a sixteenth of the memory."""
+    backlogs = Backlogs(1600)
+
+    assert not backlogs.claim_new("bulk", "a.example", 1, claims=KEPT_CLAIMS, memory=1600)
+    assert backlogs.claim_new("bulk", "a.example", 1, claims=KEPT_CLAIMS + 1, memory=1600)
+    assert backlogs.claim_new("auth", "b.example", 1, claims=1, memory=1600)
+    assert not backlogs.claim_new("bulk", "c.example", 10, claims=1000, memory=109)
+    assert backlogs.claim_new("bulk", "c.example", 10, claims=1000, memory=110)
+    assert backlogs.claim_new("auth", "d.example", 10, claims=1000, memory=10)
+    assert not backlogs.claim_new("auth", "d.example", 10, claims=1000, memory=9)
+
+
+def test_new_mail_does_not_go_past_what_is_large_for_ever():
+    """The memory that comes free is kept for it."""
+    backlogs = Backlogs(1600)
+    backlogs.push(many("bulk", 1, size=1000), NOW)
+    assert backlogs.take(100, 1000, 500) == []
+    assert backlogs.claim_new("default", "new.example", 1, claims=1000, memory=500)
+
+    for _ in range(PATIENCE):
+        assert backlogs.take(100, 1000, 500) == []
+    assert not backlogs.claim_new("default", "new.example", 1, claims=1000, memory=500)
+
+
 def test_what_is_larger_than_the_memory_goes_alone():
     """Row C19: when it has waited for long nobody goes past it; so at some time nothing is claimed, and it goes."""
     backlogs = Backlogs(1600)
