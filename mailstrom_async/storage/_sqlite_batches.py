@@ -32,8 +32,8 @@ def text(start: int, size: int) -> str:
 
 
 # messages: key, message_id, sender, smtputf8, eight_bit, queued_at, expires_at, number of recipients, where its content
-# begins in `contents`, its size. deliveries: id, message, destination, size, lane, due_at, owner, claimed_at,
-# attempt. recipients: delivery, position, address, written.
+# begins in `contents`, its size. deliveries: id, message, destination, size, due_at, lane. recipients: delivery,
+# position, address, written.
 _ACCEPTED = """
     CREATE TEMP VIEW accepted (messages, contents, deliveries, recipients, next_delivery) AS SELECT 0, 0, 0, 0, 0
 """
@@ -43,8 +43,8 @@ _ACCEPT = f"""
         INSERT INTO messages SELECT {columns(8)}, NULL, NULL FROM json_each(NEW.messages) AS j;
         INSERT INTO contents SELECT {column(0)}, substr(NEW.contents, {column(8)}, {column(9)})
             FROM json_each(NEW.messages) AS j;
-        INSERT INTO deliveries (id, message, destination, size, lane, due_at, owner, claimed_at, attempt)
-            SELECT {columns(9)} FROM json_each(NEW.deliveries) AS j;
+        INSERT INTO deliveries (id, message, destination, size, due_at, lane)
+            SELECT {columns(6)} FROM json_each(NEW.deliveries) AS j;
         INSERT INTO recipients (delivery, position, address, written)
             SELECT {columns(3)}, nullif({column(3)}, {column(2)}) FROM json_each(NEW.recipients) AS j;
         UPDATE counters SET unfinished = unfinished + json_array_length(NEW.messages),

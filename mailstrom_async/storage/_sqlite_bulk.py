@@ -19,7 +19,7 @@ from mailstrom_async._model import Frozen
 from mailstrom_async.storage._rules import destinations, final_times, lane_of
 from mailstrom_async.storage._sqlite_errors import Unusual
 from mailstrom_async.storage._sqlite_recent import Fresh
-from mailstrom_async.storage._sqlite_rows import LARGE, Lease, to_integer, to_time, turn_of
+from mailstrom_async.storage._sqlite_rows import LARGE, to_integer, to_time
 from mailstrom_async.storage.base import Acceptance, Due, Record, Recorded
 
 FEW = 100
@@ -48,29 +48,24 @@ class _Texts:
         return b"".join(self._parts)
 
 
-class Entrant(NamedTuple):
-    """A message on its way in, and the lease under which its deliveries are claimed at once, if they are."""
-
-    acceptance: Acceptance
-    lease: Lease | None = None
-
-
-def enqueue(connection: sqlite3.Connection, entrants: Sequence[Entrant], *, queue_size: int = sys.maxsize) -> "Rows":
-    """Insert messages that nobody knows yet.
+def enqueue(
+    connection: sqlite3.Connection, acceptances: Sequence[Acceptance], *, queue_size: int = sys.maxsize
+) -> list[tuple[int, list[Due]]]:
+    """Insert messages that nobody knows yet; for each its key and the entries of its deliveries.
 
     Raises:
         Unusual: There would be more than `queue_size`, a content is large, or a text has no JSON.
         sqlite3.IntegrityError: A Message-ID is known. In any case nothing was written.
     """
-    contents = [entrant.acceptance.prepared.content for entrant in entrants]
+    contents = [acceptance.prepared.content for acceptance in acceptances]
     if max(map(len, contents), default=0) > LARGE:
         raise Unusual
     unfinished, next_message, next_delivery = connection.execute(
         "SELECT unfinished, next_message, next_delivery FROM counters"
     ).fetchone()
-    if unfinished + len(entrants) > queue_size:
+    if unfinished + len(acceptances) > queue_size:
         raise Unusual
-    rows = rows_of(entrants, next_message, next_delivery)
+    rows = rows_of(acceptances, next_message, next_delivery)
     connection.execute(
         "INSERT INTO accepted VALUES (?, ?, ?, ?, ?)",
         (
@@ -81,32 +76,31 @@ def enqueue(connection: sqlite3.Connection, entrants: Sequence[Entrant], *, queu
             rows.next_delivery,
         ),
     )
-    return rows
+    return list(enumerate(rows.dues, next_message))
 
 
 class Rows(NamedTuple):
-    """What is to be inserted for messages, as the view `accepted` takes it, and what is known of each then: its key,
-    and the entries of its deliveries."""
+    """What is to be inserted for messages, as the view `accepted` takes it, and what their deliveries are known by."""
 
     messages: list[tuple[object, ...]]
     deliveries: list[tuple[object, ...]]
     recipients: list[tuple[object, ...]]
     next_delivery: int
-    keys: range
     dues: list[list[Due]]
 
 
-def rows_of(entrants: Sequence[Entrant], next_message: int, next_delivery: int) -> Rows:
+def rows_of(acceptances: Sequence[Acceptance], next_message: int, next_delivery: int) -> Rows:
     """Number messages and their deliveries, one for each destination."""
     messages: list[tuple[object, ...]] = []
     deliveries: list[tuple[object, ...]] = []
     recipients: list[tuple[object, ...]] = []
     dues: list[list[Due]] = []
     start = 1
-    for key, (acceptance, lease) in enumerate(entrants, next_message):
+    for key, acceptance in enumerate(acceptances, next_message):
         prepared, lane = acceptance.prepared, acceptance.lane
         size, place = len(prepared.content), LANES.index(lane)
-        queued_at, turn = to_integer(acceptance.queued_at), turn_of(acceptance, lease)
+        queued_at = to_integer(acceptance.queued_at)
+        due_at = queued_at if acceptance.due_at is acceptance.queued_at else to_integer(acceptance.due_at)
         messages.append(
             (
                 key,
@@ -124,7 +118,7 @@ def rows_of(entrants: Sequence[Entrant], next_message: int, next_delivery: int) 
         start += size
         own: list[Due] = []
         for destination, positions in destinations(prepared).items():
-            deliveries.append((next_delivery, key, destination, size, place, *turn))
+            deliveries.append((next_delivery, key, destination, size, due_at, place))
             recipients += [
                 (next_delivery, position, prepared.recipients[position], prepared.written[position])
                 for position in positions
@@ -132,8 +126,7 @@ def rows_of(entrants: Sequence[Entrant], next_message: int, next_delivery: int) 
             own.append(Due(acceptance.due_at, next_delivery, destination, size, lane))
             next_delivery += 1
         dues.append(own)
-    keys = range(next_message, next_message + len(messages))
-    return Rows(messages, deliveries, recipients, next_delivery, keys, dues)
+    return Rows(messages, deliveries, recipients, next_delivery, dues)
 
 
 def claim(
@@ -188,7 +181,7 @@ def claim(
         claims.append(
             Delivery(delivery_id, destination, owner, attempt + 1, tuple(pending[delivery_id]), messages[key])
         )
-    _mark_claimed(connection, claims, owner, now, lease_until)
+    mark_claimed(connection, claims, owner, now, lease_until)
     return claims
 
 
@@ -213,13 +206,14 @@ def claim_fresh(
         if key not in messages:
             messages[key] = known.message(key)
         claims.append(known.claimed(delivery_id, owner, messages[key]))
-    _mark_claimed(connection, claims, owner, now, lease_until)
+    mark_claimed(connection, claims, owner, now, lease_until)
     return claims
 
 
-def _mark_claimed(
+def mark_claimed(
     connection: sqlite3.Connection, claims: Sequence[Delivery], owner: str, now: datetime, lease_until: datetime
 ) -> None:
+    """Note whose these are from now on."""
     connection.execute(
         "UPDATE deliveries SET owner = ?, claimed_at = ?, due_at = ?, attempt = attempt + 1"
         " WHERE id IN (SELECT value FROM json_each(?))",

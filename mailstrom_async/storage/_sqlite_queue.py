@@ -20,13 +20,11 @@ from mailstrom_async.storage._sqlite_errors import Unreadable, Unusual
 from mailstrom_async.storage._sqlite_reads import key_of, status
 from mailstrom_async.storage._sqlite_recent import Fresh
 from mailstrom_async.storage._sqlite_rows import (
-    Lease,
     destination_of,
     due,
     pending_recipients,
     queued_message,
     to_integer,
-    turn_of,
 )
 from mailstrom_async.storage._sqlite_settle import (
     Row,
@@ -65,18 +63,15 @@ class Enqueue:
         connection: sqlite3.Connection, operations: "Sequence[Enqueue | EnqueueClaimed]"
     ) -> "list[list[Due] | Delivery]":
         """Accept all of these, or raise, so that each is done by itself and hears what is wrong with it."""
-        entrants = [entrant for operation in operations for entrant in operation.entrants]
+        acceptances = [acceptance for operation in operations for acceptance in operation.acceptances]
         limits = [operation.queue_size for operation in operations if operation.queue_size is not None]
         try:
-            rows = bulk.enqueue(connection, entrants, queue_size=min(limits, default=sys.maxsize))
+            stored = iter(bulk.enqueue(connection, acceptances, queue_size=min(limits, default=sys.maxsize)))
         except sqlite3.IntegrityError as error:
             raise Unusual("one of them is known already") from error
-        stored = zip(rows.keys, rows.dues, strict=True)
-        return [operation.outcome(stored) for operation in operations]
-
-    @property
-    def entrants(self) -> list[bulk.Entrant]:
-        return list(map(bulk.Entrant, self.acceptances))
+        made = [operation.outcome(stored) for operation in operations]
+        _claim_those_of(connection, operations, made)
+        return made
 
     def outcome(self, stored: Iterator[tuple[int, list[Due]]]) -> list[Due]:
         """Takes of each of its messages the key and the entries of its deliveries."""
@@ -89,41 +84,58 @@ class EnqueueClaimed:
 
     acceptance: Acceptance
     queue_size: int | None
-    lease: Lease
-
-    def __call__(self, connection: sqlite3.Connection) -> Delivery:
-        dues = carry_out(connection, accepting([self.acceptance], self.queue_size, self.lease))
-        key = connection.execute("SELECT message FROM deliveries WHERE id = ?", (dues[0].delivery_id,)).fetchone()[0]
-        return self.outcome(iter([(key, dues)]))
+    owner: str
+    lease_until: datetime
 
     merge = staticmethod(Enqueue.merge)
 
     @property
-    def entrants(self) -> list[bulk.Entrant]:
-        return [bulk.Entrant(self.acceptance, self.lease)]
+    def acceptances(self) -> Sequence[Acceptance]:
+        return (self.acceptance,)
+
+    def __call__(self, connection: sqlite3.Connection) -> Delivery:
+        [entry] = enqueue(connection, self.acceptances, self.queue_size)
+        (key,) = connection.execute("SELECT message FROM deliveries WHERE id = ?", (entry.delivery_id,)).fetchone()
+        claimed = self.outcome(iter([(key, [entry])]))
+        bulk.mark_claimed(connection, [claimed], self.owner, self.acceptance.queued_at, self.lease_until)
+        return claimed
 
     def outcome(self, stored: Iterator[tuple[int, list[Due]]]) -> Delivery:
+        """As of Enqueue; it is not yet claimed then."""
         key, [entry] = next(stored)
         fresh = Fresh(self.acceptance, entry.destination, range(len(self.acceptance.prepared.recipients)))
-        return fresh.claimed(entry.delivery_id, self.lease.owner, fresh.message(key))
+        return fresh.claimed(entry.delivery_id, self.owner, fresh.message(key))
+
+
+def _claim_those_of(
+    connection: sqlite3.Connection,
+    operations: Sequence[Enqueue | EnqueueClaimed],
+    made: Sequence[list[Due] | Delivery],
+) -> None:
+    by_owner: dict[str, list[EnqueueClaimed]] = {}
+    for operation in operations:
+        if isinstance(operation, EnqueueClaimed):
+            by_owner.setdefault(operation.owner, []).append(operation)
+    for owner, own in by_owner.items():
+        # Accepted within milliseconds: they get the same times, so that it is one statement.
+        since, until = max(one.acceptance.queued_at for one in own), min(one.lease_until for one in own)
+        claims = [claimed for claimed in made if isinstance(claimed, Delivery) and claimed.owner == owner]
+        bulk.mark_claimed(connection, claims, owner, since, until)
 
 
 def enqueue(connection: sqlite3.Connection, acceptances: Sequence[Acceptance], queue_size: int | None) -> list[Due]:
     return carry_out(connection, accepting(acceptances, queue_size))
 
 
-def accepting(
-    acceptances: Sequence[Acceptance], queue_size: int | None, lease: Lease | None = None
-) -> Steps[list[Due]]:
-    """Accept messages one by one, within a transaction, and claim them if there is a lease. It is the caller's to undo
-    if this raises."""
+def accepting(acceptances: Sequence[Acceptance], queue_size: int | None) -> Steps[list[Due]]:
+    """Accept messages one by one, within a transaction. It is the caller's to undo if this raises."""
     [[unfinished, next_message, next_delivery]] = yield Statement(
         "SELECT unfinished, next_message, next_delivery FROM counters"
     )
     dues: list[Due] = []
     for key, acceptance in enumerate(acceptances, next_message):
         yield from _insert_message(key, acceptance)
-        dues += yield from _insert_deliveries(key, next_delivery + len(dues), acceptance, lease)
+        dues += yield from _insert_deliveries(key, next_delivery + len(dues), acceptance)
     # Asked last, so that a repeated message is told that it is known, and not to come again later.
     if queue_size is not None and unfinished + len(acceptances) > queue_size:
         raise QueueFull(queue_size)
@@ -362,16 +374,14 @@ def _insert_message(key: int, acceptance: Acceptance) -> Steps[None]:
     yield Content(key, prepared.content)
 
 
-def _insert_deliveries(key: int, first_id: int, acceptance: Acceptance, lease: Lease | None) -> Steps[list[Due]]:
+def _insert_deliveries(key: int, first_id: int, acceptance: Acceptance) -> Steps[list[Due]]:
     prepared = acceptance.prepared
     size = len(prepared.content)
-    place, turn = LANES.index(acceptance.lane), turn_of(acceptance, lease)
     dues: list[Due] = []
     for delivery_id, (destination, positions) in enumerate(destinations(prepared).items(), first_id):
         yield Statement(
-            "INSERT INTO deliveries (id, message, destination, size, lane, due_at, owner, claimed_at, attempt)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (delivery_id, key, destination, size, place, *turn),
+            "INSERT INTO deliveries (id, message, destination, size, due_at, lane) VALUES (?, ?, ?, ?, ?, ?)",
+            (delivery_id, key, destination, size, to_integer(acceptance.due_at), LANES.index(acceptance.lane)),
         )
         yield Repeated(
             "INSERT INTO recipients (delivery, position, address, written) VALUES (?, ?, ?, nullif(?, ?3))",

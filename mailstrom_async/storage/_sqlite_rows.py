@@ -5,7 +5,7 @@ import sqlite3
 from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple, cast, get_args
+from typing import cast, get_args
 
 from pydantic import TypeAdapter
 from pydantic_core import PydanticSerializationError
@@ -15,7 +15,7 @@ from mailstrom_async._model import Frozen
 from mailstrom_async._status import Attempt, DeliveryResult, Queued
 from mailstrom_async.storage._rules import lane_of
 from mailstrom_async.storage._sqlite_errors import Unreadable, primary_code
-from mailstrom_async.storage.base import Acceptance, Due
+from mailstrom_async.storage.base import Due
 
 LARGE = 1024 * 1024
 """Bytes of a content from which on it is worth to save a copy of it."""
@@ -25,13 +25,6 @@ _MICROSECOND = timedelta(microseconds=1)
 _STATES = frozenset(get_args(RecipientState))
 _QUEUED = Queued()
 _result: TypeAdapter[DeliveryResult] = TypeAdapter(DeliveryResult)
-
-
-class Lease(NamedTuple):
-    """Whose a claim is, and when it ends unless it is renewed."""
-
-    owner: str
-    until: datetime
 
 
 @contextmanager
@@ -51,13 +44,6 @@ def reading(what: str) -> Generator[None, None, None]:
 def to_integer(time: datetime) -> int:
     """A time as the database holds it: microseconds since 1970, UTC."""
     return (time - _EPOCH) // _MICROSECOND
-
-
-def turn_of(acceptance: Acceptance, lease: Lease | None) -> tuple[int, str | None, int | None, int]:
-    """The columns due_at, owner, claimed_at and attempt of what is accepted; with a lease, it is claimed."""
-    if lease is not None:
-        return to_integer(lease.until), lease.owner, to_integer(acceptance.queued_at), 1
-    return to_integer(acceptance.due_at), None, None, 0
 
 
 def to_time(microseconds: int) -> datetime:

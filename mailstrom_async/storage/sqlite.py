@@ -21,7 +21,6 @@ from mailstrom_async.storage._sqlite_follower import Follower, OwnerLost
 from mailstrom_async.storage._sqlite_operations import Operation, T
 from mailstrom_async.storage._sqlite_owner import Owner
 from mailstrom_async.storage._sqlite_recent import Recent
-from mailstrom_async.storage._sqlite_rows import Lease
 from mailstrom_async.storage._sqlite_share import Share
 from mailstrom_async.storage.base import Acceptance, Record, Recorded
 
@@ -126,7 +125,7 @@ class SQLiteStorage:
         side = share.settled or await share.side()
         if isinstance(side, Follower):
             return await self.enqueue([acceptance], queue_size=queue_size)
-        operation = queue.EnqueueClaimed(acceptance, queue_size, Lease(owner, lease_until))
+        operation = queue.EnqueueClaimed(acceptance, queue_size, owner, lease_until)
         try:
             return await side.run(operation, writes=True, size=len(acceptance.prepared.content))
         except asyncio.CancelledError:

@@ -17,7 +17,7 @@ from mailstrom_async.storage import _sqlite_queue as queue
 from mailstrom_async.storage._sqlite_batches import make_batches
 from mailstrom_async.storage._sqlite_errors import Unusual
 from mailstrom_async.storage._sqlite_file import open_file
-from mailstrom_async.storage._sqlite_rows import LARGE, Lease, to_result
+from mailstrom_async.storage._sqlite_rows import LARGE, to_result
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 LATER = NOW + timedelta(minutes=1)
@@ -48,7 +48,7 @@ def acceptance(number: int, *recipients: str) -> Acceptance:
 
 def enqueued(connection: sqlite3.Connection, acceptances: list[Acceptance]) -> list[list[Due]]:
     """For each its entries."""
-    return bulk.enqueue(connection, list(map(bulk.Entrant, acceptances))).dues
+    return [dues for _, dues in bulk.enqueue(connection, acceptances)]
 
 
 def dump(connection: sqlite3.Connection) -> dict[str, list[tuple[object, ...]]]:
@@ -97,13 +97,12 @@ def test_a_life_in_bulk_is_the_same_as_one_row_by_row(databases):
 def test_what_is_claimed_as_it_is_accepted_is_as_if_it_was_claimed_afterwards(databases):
     """Alone, among others that are not, and row by row: the same claims, and the same is left behind."""
     one, other = databases
-    lease = Lease("me", LATER)
     acceptances = [acceptance(number, "a@example.net", "b@example.net") for number in range(1, 5)]
     operations = [
         queue.Enqueue(acceptances[:1], None),
-        queue.EnqueueClaimed(acceptances[1], None, lease),
+        queue.EnqueueClaimed(acceptances[1], None, "me", LATER),
         queue.Enqueue(acceptances[2:3], None),
-        queue.EnqueueClaimed(acceptances[3], None, lease),
+        queue.EnqueueClaimed(acceptances[3], None, "me", LATER),
     ]
     made = queue.Enqueue.merge(one, operations)
     dues = [queue.enqueue(other, [accepted], None) for accepted in acceptances]
@@ -113,16 +112,14 @@ def test_what_is_claimed_as_it_is_accepted_is_as_if_it_was_claimed_afterwards(da
     assert dump(one) == dump(other)
     assert [claim.message.message_id for claim in claims] == ["2@example.org", "4@example.org"]
 
-    alone = queue.EnqueueClaimed(acceptance(5, "c@example.com"), None, lease)
+    alone = queue.EnqueueClaimed(acceptance(5, "c@example.com"), None, "me", LATER)
     assert alone(other) == queue.Enqueue.merge(one, [alone])[0]
     assert dump(one) == dump(other)
 
 
 def test_deliveries_are_numbered_on_over_messages():
     """One for each destination, and each content is found behind those before it."""
-    rows = bulk.rows_of(
-        [bulk.Entrant(acceptance(1)), bulk.Entrant(acceptance(2, "a@example.net", "b@example.net"))], 10, 100
-    )
+    rows = bulk.rows_of([acceptance(1), acceptance(2, "a@example.net", "b@example.net")], 10, 100)
 
     assert [(row[0], row[8], row[9]) for row in rows.messages] == [(10, 1, 17), (11, 18, 18)]
     assert [row[:3] for row in rows.deliveries] == [
