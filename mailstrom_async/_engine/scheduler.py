@@ -141,11 +141,8 @@ class Scheduler:
 
     async def run(self) -> None:
         """Claim and dispatch until told to stop."""
-        while not self._stopping or self._storing:
+        while not self._stopping:
             self._wake.clear()
-            if self._stopping:
-                await self._wake.wait()
-                continue
             try:
                 while await self._round():
                     pass
@@ -161,6 +158,9 @@ class Scheduler:
             if len(self._claims) >= BUSY:
                 await asyncio.sleep(PACE)
             await self._clock.wait(self._wake, self._next_round_at())
+        while self._storing:
+            self._wake.clear()
+            await self._wake.wait()
 
     def _next_round_at(self) -> datetime | None:
         """When there may be something to do although nobody wakes us; None: never."""
