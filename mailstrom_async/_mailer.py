@@ -309,10 +309,13 @@ class Mailstrom:
             # Whether it is queued will be known when the transaction ends; then the store calls `watch`'s wake.
             await self._outbox().enqueue_within(connection, acceptances, queue_size=self._config.limits.queue_size)
             return message_ids
+        queue_size = self._config.limits.queue_size
         if self._engine is not None:
-            await self._engine.enqueue(acceptances, self._config.limits.queue_size)
+            dues = await self._engine.enqueue(acceptances, queue_size)
         else:
-            await self._storage.enqueue(acceptances, queue_size=self._config.limits.queue_size)
+            dues = await self._storage.enqueue(acceptances, queue_size=queue_size)
+        if self._engine is not None:
+            self._engine.queued(dues)
         if self._broadcast.wants(MessageQueued):
             self._broadcast.publish(
                 MessageQueued(message_id=acceptance.prepared.message_id, queued_at=acceptance.queued_at)

@@ -45,34 +45,42 @@ class Claims:
 
     async def claim(self, entries: Sequence[Due], now: datetime) -> list[Delivery]:
         """Claim what of these is still to be had."""
-        deliveries = await self._storage.claim(
-            [entry.delivery_id for entry in entries], owner=self._owner, now=now, lease_until=now + self._lease
-        )
+        size = sum(entry.size for entry in entries)
+        self._promise(len(entries), size)
+        try:
+            deliveries = await self._storage.claim(
+                [entry.delivery_id for entry in entries], owner=self._owner, now=now, lease_until=now + self._lease
+            )
+        finally:
+            self._promise(-len(entries), -size)
         for delivery in deliveries:
             self._hold(delivery)
         return deliveries
 
     @property
     def at_once(self) -> bool:
-        """Mail can be claimed as it is stored."""
+        """The store can claim mail as it accepts it."""
         return self._express is not None
 
-    async def enqueue(self, acceptance: Acceptance, queue_size: int | None) -> Delivery | list[Due]:
-        """Store a message, and claim it at once: as `Express.enqueue_claimed`."""
+    async def enqueue_claimed(self, acceptance: Acceptance, queue_size: int | None) -> Delivery | list[Due]:
+        """As `Express.enqueue_claimed`."""
         assert self._express is not None  # noqa: S101 - see `at_once`
         size = len(acceptance.prepared.content)
-        self._promised += 1
-        self._bytes_free -= size
+        self._promise(1, size)
         try:
             stored = await self._express.enqueue_claimed(
                 acceptance, owner=self._owner, lease_until=self._clock.now() + self._lease, queue_size=queue_size
             )
         finally:
-            self._promised -= 1
-            self._bytes_free += size
+            self._promise(-1, -size)
         if isinstance(stored, Delivery):
             self._hold(stored)
         return stored
+
+    def _promise(self, count: int, size: int) -> None:
+        """Count what the store is about to give us, or, negative, has given us or not."""
+        self._promised += count
+        self._bytes_free -= size
 
     def _hold(self, delivery: Delivery) -> None:
         self._held[delivery.id] = delivery

@@ -122,12 +122,12 @@ class Engine:
         self._grace = min(self._grace, grace)
         self._draining.deadline = min(self._draining.deadline, anyio.current_time() + grace.total_seconds())
 
-    async def enqueue(self, acceptances: Sequence[Acceptance], queue_size: int | None) -> None:
-        """Store messages, and deliver them. Raises what `Storage.enqueue` does."""
+    async def enqueue(self, acceptances: Sequence[Acceptance], queue_size: int | None) -> list[Due]:
+        """Store messages; the entries of those of which `queued` is still to be told. Raises what `Storage.enqueue`
+        does."""
         if self._scheduler is not None:
-            await self._scheduler.enqueue(acceptances, queue_size)
-        else:
-            self.queued(await self._storage.enqueue(acceptances, queue_size=queue_size))
+            return await self._scheduler.enqueue(acceptances, queue_size)
+        return await self._storage.enqueue(acceptances, queue_size=queue_size)
 
     def queued(self, entries: Sequence[Due]) -> None:
         """Deliveries are in the store, due then."""
@@ -150,22 +150,26 @@ class Engine:
         self.queued(entries)
 
     async def _live(self) -> None:
+        try:
+            await self._work()
+        except Exception:
+            # What is claimed must not stay with us, for another life would not know of it.
+            await self._give_back()
+            raise
+        await self._give_back()
+
+    async def _work(self) -> None:
         async with anyio.create_task_group() as outer:
             outer.start_soon(self._claims.keep_leases)
             outer.start_soon(self._router.watch)
             outer.start_soon(self._attendance.keep)
             recorded = anyio.Event()
             outer.start_soon(_run, self._recorder.run, recorded)
-            try:
-                await self._deliver_until_stopped()
-            finally:
-                self._scheduler = self._group = None
+            await self._deliver_until_stopped()
             self._recorder.stop()
             with anyio.move_on_after(LAST_WORDS.total_seconds()):
                 await recorded.wait()
             outer.cancel_scope.cancel()
-        await self._router.aclose()
-        await self._give_back()
 
     async def _deliver_until_stopped(self) -> None:
         async with anyio.create_task_group() as group:
@@ -207,8 +211,12 @@ class Engine:
 
     async def _give_back(self) -> None:
         """The last words of a life: results written, claims released."""
+        scheduler, self._scheduler, self._group = self._scheduler, None, None
+        await self._router.aclose()
         with anyio.move_on_after(LAST_WORDS.total_seconds(), shield=True):
             await self._recorder.flush()
+            if scheduler is not None:
+                await scheduler.accepted()
         unwritten = {record.delivery.id for record in self._recorder.unwritten}
         for record in self._recorder.unwritten:
             logger.error("%r: its result could not be stored; it will be attempted again", record.delivery)

@@ -9,7 +9,7 @@ from mailstrom_async._clock import Clock
 from mailstrom_async._engine.claims import Claims
 from mailstrom_async._engine.health import Health
 from mailstrom_async._envelope import Delivery, Due, Lane, domain_of
-from mailstrom_async._errors import StorageError
+from mailstrom_async._errors import MailstromError, StorageError
 from mailstrom_async._queue.backlog import Backlog, Backlogs
 from mailstrom_async.storage.base import Acceptance, Storage
 
@@ -59,54 +59,77 @@ class Scheduler:
         self._backlogs = Backlogs(claims.bytes_in_flight)
         self._wake = asyncio.Event()
         self._stopping = False
-        self._storing = 0  # what is claimed as soon as it is stored
+        self._over = False
+        self._accepting = 0  # what is claimed then
+        self._accepted = asyncio.Event()
+        self._accepted.set()
         self._latest = datetime.max.replace(tzinfo=UTC)  # the clock may have been set back while nobody looked
         self._look_wanted = False
         self._look_at = clock.now() + LOOK_EVERY if storage.shared else None
 
-    async def enqueue(self, acceptances: Sequence[Acceptance], queue_size: int | None) -> None:
-        """Store messages. One that nothing stands before is claimed as it is stored, and on its way a commit sooner.
+    async def enqueue(self, acceptances: Sequence[Acceptance], queue_size: int | None) -> list[Due]:
+        """Store messages. One that nothing stands before is claimed as it is accepted, and on its way a commit sooner.
+
+        Returns:
+            The entries of what is not, to be pushed: by whoever delivers when they are here, and that may be another
+            one than when the store was asked.
 
         Raises what `Storage.enqueue` does.
         """
-        if len(acceptances) == 1 and (destination := self._claim_new(acceptances[0])) is not None:
-            await self._enqueue_claimed(acceptances[0], destination, queue_size)
-        else:
-            self.push(await self._storage.enqueue(acceptances, queue_size=queue_size))
+        if len(acceptances) == 1 and (destination := self._reserve(acceptances[0])) is not None:
+            return await self._enqueue_claimed(acceptances[0], destination, queue_size)
+        return await self._storage.enqueue(acceptances, queue_size=queue_size)
 
-    def _claim_new(self, acceptance: Acceptance) -> str | None:
-        """Count new mail as claimed, if it may be claimed at once; its destination."""
+    def _reserve(self, acceptance: Acceptance) -> str | None:
+        """Count new mail as claimed, if it may be claimed as it is accepted; its destination."""
         if self._stopping or self._health.ails("store") or not self._claims.at_once:
             return None
         if acceptance.due_at > acceptance.queued_at:
             return None
         destination, *others = {domain_of(recipient) for recipient in acceptance.prepared.recipients}
         size, claims = len(acceptance.prepared.content), CLAIMED_AT_MOST - len(self._claims)
-        if others or not self._backlogs.claim_new(
+        if others or not self._backlogs.reserve(
             acceptance.lane, destination, size, claims=claims, memory=self._claims.bytes_free
         ):
             return None
         return destination
 
-    async def _enqueue_claimed(self, acceptance: Acceptance, destination: str, queue_size: int | None) -> None:
+    async def _enqueue_claimed(self, acceptance: Acceptance, destination: str, queue_size: int | None) -> list[Due]:
         stored: Delivery | list[Due] = []
-        self._storing += 1
+        self._accepting += 1
+        self._accepted.clear()
         try:
-            stored = await self._claims.enqueue(acceptance, queue_size)
+            stored = await self._claims.enqueue_claimed(acceptance, queue_size)
+            if not isinstance(stored, Delivery):
+                return stored
+            if self._over:
+                return await self._give_back(stored)
         finally:
-            self._storing -= 1
+            self._accepting -= 1
+            if not self._accepting:
+                self._accepted.set()
             if not isinstance(stored, Delivery):
                 self._backlogs.lanes[acceptance.lane].lines.finished(destination, well=None)
-            if self._stopping or not isinstance(stored, Delivery):
                 self._wake.set()
-        if not isinstance(stored, Delivery):
-            self.push(stored)
-            return
         try:
             self._dispatch([stored])
         except Exception:
             # Whoever sends must not take it for refused: it is in the store.
-            logger.exception("%r is claimed, and could not be passed on; it goes back when delivery is stopped", stored)
+            logger.exception("%r could not be passed on; it goes back when delivery is stopped", stored)
+        return []
+
+    async def _give_back(self, delivery: Delivery) -> list[Due]:
+        """It came when nobody carries it any more."""
+        try:
+            return await self._claims.release([delivery], self._clock.now())
+        except MailstromError as error:
+            # It is accepted all the same.
+            logger.error("%r could not be given back, and waits until its store is opened anew: %s", delivery, error)  # noqa: TRY400
+            return []
+
+    async def accepted(self) -> None:
+        """Return when nothing more is being claimed as it is accepted."""
+        await self._accepted.wait()
 
     def push(self, entries: Sequence[Due]) -> None:
         """These deliveries are due then, whatever was known of them before."""
@@ -141,6 +164,13 @@ class Scheduler:
 
     async def run(self) -> None:
         """Claim and dispatch until told to stop."""
+        try:
+            await self._run()
+        finally:
+            # Nobody carries any more what is claimed by then; stopped or not, it must not stay with us.
+            self._over = True
+
+    async def _run(self) -> None:
         while not self._stopping:
             self._wake.clear()
             try:
@@ -158,9 +188,6 @@ class Scheduler:
             if len(self._claims) >= BUSY:
                 await asyncio.sleep(PACE)
             await self._clock.wait(self._wake, self._next_round_at())
-        while self._storing:
-            self._wake.clear()
-            await self._wake.wait()
 
     def _next_round_at(self) -> datetime | None:
         """When there may be something to do although nobody wakes us; None: never."""

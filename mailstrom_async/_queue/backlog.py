@@ -22,6 +22,9 @@ LINE = 256
 KEPT_CLAIMS = 100
 KEPT_OF_MEMORY = 16
 """So many claims, and this part of the memory, are kept for "auth"."""
+FEW_CLAIMS = 2 * KEPT_CLAIMS
+LITTLE_MEMORY = 4
+"""With fewer claims left, or less than this part of the memory, what waits goes before what comes."""
 
 
 class Backlog:
@@ -170,18 +173,22 @@ class Backlogs:
             size -= sum(entry.size for entry in entries)
         return taken
 
-    def claim_new(self, lane: Lane, destination: str, size: int, *, claims: int, memory: int) -> bool:
-        """Count new mail of so many bytes as claimed, if nothing stands before it.
+    def reserve(self, lane: Lane, destination: str, size: int, *, claims: int, memory: int) -> bool:
+        """Count mail of so many bytes that is not here yet as claimed, if nothing stands before it.
 
         Args:
             claims: So many more there may be.
             memory: So many bytes more there may be.
         """
+        is_scarce = claims < FEW_CLAIMS or memory < self._memory // LITTLE_MEMORY
+        # Who waits may wait for these, and must not find them taken whenever it is its turn.
+        if is_scarce and any(len(backlog.lines) for backlog in self.lanes.values()):
+            return False
         if lane != "auth":
             claims, memory = claims - KEPT_CLAIMS, memory - self._kept
         if size > memory or self._held_up_by(0) is not None:
             return False
-        return self.lanes[lane].lines.claim_new(destination, claims)
+        return self.lanes[lane].lines.reserve(destination, claims)
 
     def first(self) -> Due | None:
         """What goes alone, whatever its size; counted as claimed. Only where nothing is claimed."""

@@ -120,8 +120,8 @@ class ReadyLines:
             taken.append(entry)
         return taken
 
-    def claim_new(self, destination: str, free: int) -> bool:
-        """Count new mail as claimed, if nothing stands before it; `free` as in `take`."""
+    def reserve(self, destination: str, free: int) -> bool:
+        """Count mail that is not here yet as claimed, if nothing stands before it; `free` as in `take`."""
         if self.knows(destination) or not self._is_open(destination, free):
             return False
         self._claimed[destination] = self._claimed.get(destination, 0) + 1

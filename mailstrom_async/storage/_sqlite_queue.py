@@ -78,14 +78,19 @@ class Enqueue:
         return [due for _, dues in islice(stored, len(self.acceptances)) for due in dues]
 
 
-@immutable()
+@dataclass(slots=True)
 class EnqueueClaimed:
-    """Accept a message to one destination, and claim its delivery."""
+    """Accept a message to one destination, and claim its delivery.
+
+    Attributes:
+        delivery_id: What was claimed last, though that may have been undone.
+    """
 
     acceptance: Acceptance
     queue_size: int | None
     owner: str
     lease_until: datetime
+    delivery_id: int | None = None
 
     merge = staticmethod(Enqueue.merge)
 
@@ -101,8 +106,9 @@ class EnqueueClaimed:
         return claimed
 
     def outcome(self, stored: Iterator[tuple[int, list[Due]]]) -> Delivery:
-        """As of Enqueue; it is not yet claimed then."""
+        """Its delivery as it is once it is marked as claimed; `stored` as in Enqueue."""
         key, [entry] = next(stored)
+        self.delivery_id = entry.delivery_id
         fresh = Fresh(self.acceptance, entry.destination, range(len(self.acceptance.prepared.recipients)))
         return fresh.claimed(entry.delivery_id, self.owner, fresh.message(key))
 
@@ -261,15 +267,23 @@ def release(connection: sqlite3.Connection, deliveries: Sequence[Delivery], due_
     ]
 
 
-def disown(connection: sqlite3.Connection, acceptance: Acceptance, owner: str) -> bool:
-    """Give back what was claimed as it was accepted, if it was: nobody heard of it. Whether it is due now."""
-    # By the time, too: another call may have accepted this Message-ID before, and that delivery is under way.
-    found = connection.execute(
-        "SELECT id FROM messages JOIN deliveries ON message = key"
-        " WHERE message_id = ? AND queued_at = ? AND owner = ? AND attempt = 1",
-        (acceptance.prepared.message_id, to_integer(acceptance.queued_at), owner),
-    ).fetchone()
-    row = None if found is None else Row.read(connection, found[0])
+def disown(connection: sqlite3.Connection, operation: EnqueueClaimed) -> bool:
+    """Give back what was claimed by this, if it was: nobody heard of it. Whether it is due now."""
+    if operation.delivery_id is None:  # not begun, or refused: the message may be another call's, and under way
+        return False
+    acceptance = operation.acceptance
+    # If it was undone, another message may have got its number.
+    is_there = connection.execute(
+        "SELECT EXISTS (SELECT 1 FROM messages JOIN deliveries ON message = key"
+        " WHERE id = ? AND message_id = ? AND queued_at = ? AND owner = ? AND attempt = 1)",
+        (
+            operation.delivery_id,
+            acceptance.prepared.message_id,
+            to_integer(acceptance.queued_at),
+            operation.owner,
+        ),
+    ).fetchone()[0]
+    row = Row.read(connection, operation.delivery_id) if is_there else None
     return row is not None and _give_back(connection, row, acceptance.due_at)
 
 

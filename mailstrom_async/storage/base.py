@@ -226,7 +226,8 @@ class Outbox(Protocol):
 class Express(Protocol):
     """**Protocol:** what a store may do besides: claim mail in the transaction that accepts it.
 
-    It is on its way a commit sooner then. Mail that others stand before is enqueued and claimed as any.
+    It is on its way a commit sooner then. Mail that others stand before is enqueued and claimed as any. A store that
+    extends one of ours, and does more in its `enqueue`, does that here as well, or says `enqueue_claimed = None`.
     """
 
     async def enqueue_claimed(

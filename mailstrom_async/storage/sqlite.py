@@ -129,7 +129,7 @@ class SQLiteStorage:
         try:
             return await side.run(operation, writes=True, size=len(acceptance.prepared.content))
         except asyncio.CancelledError:
-            _disown(share, side, acceptance, owner)
+            _disown(share, side, operation)
             raise
         except OwnerLost:  # it was not begun
             return await self.enqueue([acceptance], queue_size=queue_size)
@@ -281,20 +281,18 @@ class SQLiteStorage:
         return share
 
 
-def _disown(share: Share, side: Owner, acceptance: Acceptance, owner: str) -> None:
-    """Nobody waits any more for what is claimed as it is accepted: if that is done all the same, the engine is to find
-    it due."""
+def _disown(share: Share, side: Owner, operation: queue.EnqueueClaimed) -> None:
+    """Nobody waits for this any more: if it is done all the same, the engine is to find the mail due."""
 
     def tell(done: asyncio.Future[bool]) -> None:
         if (error := done.exception()) is not None:
-            logger.warning(
-                "%r: its claim ends with its lease, for it can't be given back: %s", acceptance.prepared, error
-            )
+            prepared = operation.acceptance.prepared
+            logger.error("%r could not be given back, and waits until its store is opened anew: %s", prepared, error)
         elif done.result():
             share.hastened()
 
     with suppress(OwnerLost, StorageError):  # whoever owns the file next ends all claims
-        side.run(lambda db: queue.disown(db, acceptance, owner), writes=True).add_done_callback(tell)
+        side.run(lambda db: queue.disown(db, operation), writes=True).add_done_callback(tell)
 
 
 def _is_text(message_id: str) -> bool:

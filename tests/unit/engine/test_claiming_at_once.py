@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from mailstrom_async import AlreadyQueued, MemoryStorage, PreparedEmail
+from mailstrom_async import AlreadyQueued, MemoryStorage, PreparedEmail, StorageError
 from mailstrom_async._engine.claims import Claims
 from mailstrom_async._engine.health import Health
 from mailstrom_async._engine.scheduler import Scheduler
@@ -19,17 +19,27 @@ MEMORY = 16_000
 
 
 class GatedStorage(MemoryStorage):
-    """A queue in memory, which keeps what is claimed as it is accepted waiting until the gate is open."""
+    """A queue in memory, in which claims wait until a gate is open."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.gate = asyncio.Event()
+        self.gate, self.other_gate = asyncio.Event(), asyncio.Event()
         self.gate.set()
+        self.other_gate.set()
+        self.claiming = asyncio.Event()
         self.at_once: list[str] = []
+        self.delivers = True
+
+    async def claim(self, delivery_ids: Sequence[int], **how: object) -> list[Delivery]:
+        self.claiming.set()
+        await self.other_gate.wait()
+        return await super().claim(delivery_ids, **how)  # type: ignore[arg-type]
 
     async def enqueue_claimed(self, acceptance: Acceptance, **how: object) -> Delivery | list[Due]:
         self.at_once.append(acceptance.prepared.message_id)
         await self.gate.wait()
+        if not self.delivers:
+            return await super().enqueue([acceptance])
         return await super().enqueue_claimed(acceptance, **how)  # type: ignore[arg-type]
 
 
@@ -47,10 +57,14 @@ class Life:
     def pass_on(self, deliveries: Sequence[Delivery]) -> None:
         self.passed_on += deliveries
 
-    async def send(self, name: str, *recipients: str, size: int = 100, wait: timedelta = timedelta(0)) -> None:
+    def acceptance(self, name: str, *recipients: str, size: int = 100, wait: timedelta = timedelta(0)) -> Acceptance:
         now = self.clock.now()
         prepared = PreparedEmail(name, "a@example.org", recipients or ("b@example.net",), b"x" * size)
-        await self.scheduler.enqueue([Acceptance(prepared, now, now + wait, now + timedelta(days=5))], None)
+        return Acceptance(prepared, now, now + wait, now + timedelta(days=5))
+
+    async def send(self, name: str, *recipients: str, size: int = 100, wait: timedelta = timedelta(0)) -> None:
+        acceptance = self.acceptance(name, *recipients, size=size, wait=wait)
+        self.scheduler.push(await self.scheduler.enqueue([acceptance], None))
 
 
 @pytest.fixture
@@ -105,6 +119,8 @@ async def test_a_destination_without_room_gets_nothing(life):
     assert life.storage.at_once == []
 
     life.scheduler.let_go("default", "example.net")
+    await life.send("2", "c@example.net")
+    assert life.storage.at_once == []  # there is one before it now
 
 
 async def test_a_store_that_does_not_take_results_gets_no_claims(life):
@@ -149,23 +165,71 @@ async def test_what_could_not_be_accepted_leaves_room(life):
     assert len(life.claims) == 2
 
 
-async def test_the_scheduler_ends_after_what_is_being_accepted(life):
-    """Or it would be claimed by somebody who is no more. What comes later is not claimed."""
-    life.storage.gate.clear()
-    async with asyncio.TaskGroup() as group:
-        group.create_task(life.send("1"))
-        await asyncio.sleep(0)
-        life.scheduler.stop()
-        running = asyncio.create_task(life.scheduler.run())
-        for _ in range(10):
-            await asyncio.sleep(0)
-        assert not running.done()
-        await life.send("2", "b@example.com")
-        life.storage.gate.set()
-        await running
+async def test_what_the_scheduler_is_just_claiming_counts(life):
+    """It has the room already, though it is not here yet."""
+    await life.storage.enqueue(acceptances := [life.acceptance("old", "o@example.org", size=10_000)])
+    life.storage.other_gate.clear()
+    running = asyncio.create_task(life.scheduler.run())
+    await life.storage.claiming.wait()
+    assert (len(life.claims), life.claims.bytes_free) == (1, MEMORY - 10_000)
+    await life.send("new", size=10_000)
+    assert life.storage.at_once == []
+    life.storage.other_gate.set()
+    life.scheduler.stop()
+    await running
 
-    assert [delivery.message.message_id for delivery in life.passed_on] == ["1"]
+    assert [delivery.message.message_id for delivery in life.passed_on] == ["old"]
+    assert (len(life.claims), life.claims.bytes_free) == (len(acceptances), MEMORY - 10_000)
+
+
+async def test_what_is_accepted_for_somebody_else_waits_its_turn(life):
+    """Another process owns the store, say: nothing is claimed here, and nothing counts as claimed."""
+    life.storage.delivers = False
+    for number in range(20):
+        await life.send(f"{number}")
+
+    assert life.passed_on == []
+    assert len(life.claims) == 0
+    assert life.storage.at_once == ["0"]  # the others stand behind it
+    assert len(await life.storage.upcoming(100)) == 20
+
+
+async def test_what_is_claimed_when_nobody_delivers_any_more_is_given_back(life):
+    """Stopped, or ended by a fault: it is due for whoever comes next. What comes later is not even claimed."""
+    running = asyncio.create_task(life.scheduler.run())
+    life.storage.gate.clear()
+    sending = asyncio.create_task(life.send("1"))
+    while life.storage.at_once != ["1"]:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    life.scheduler.stop()
+    await running
+    settled = asyncio.create_task(life.scheduler.accepted())
+    await asyncio.sleep(0)
+    assert not settled.done()
+    await life.send("2", "b@example.com")
+    life.storage.gate.set()
+    await sending
+    await settled
+
+    assert life.passed_on == []
+    assert life.claims.held() == []
+    assert len(await life.storage.upcoming(10)) == 2
     assert life.storage.at_once == ["1"]
+
+
+async def test_a_claim_that_can_not_be_given_back_is_not_the_senders_trouble(life, caplog, monkeypatch):
+    """The mail is accepted. It shows in the log."""
+
+    async def fail(deliveries: Sequence[Delivery], due_at: object) -> list[Due]:
+        raise StorageError("no space left on device")
+
+    life.scheduler.stop()
+    await life.scheduler.run()
+    life.scheduler._stopping = False  # as in the moment before it is told
+    monkeypatch.setattr(life.storage, "release", fail)
+    await life.send("1")
+
+    assert "could not be given back" in caplog.text
 
 
 async def test_a_fault_in_passing_on_is_not_the_senders(life, caplog):

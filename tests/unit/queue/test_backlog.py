@@ -91,38 +91,50 @@ def test_new_mail_goes_at_once_where_nothing_stands_before_it():
     backlogs = filled(default=1)
     (waiting,) = many("default", 1)
 
-    assert not backlogs.claim_new("default", waiting.destination, 1, claims=1000, memory=MUCH)
-    assert backlogs.claim_new("auth", waiting.destination, 1, claims=1000, memory=MUCH)
-    at_once = [backlogs.claim_new("default", "new.example", 1, claims=1000, memory=MUCH) for _ in range(10)]
+    assert not backlogs.reserve("default", waiting.destination, 1, claims=1000, memory=MUCH)
+    assert backlogs.reserve("auth", waiting.destination, 1, claims=1000, memory=MUCH)
+    at_once = [backlogs.reserve("default", "new.example", 1, claims=1000, memory=MUCH) for _ in range(10)]
     assert at_once == [True] * 8 + [False] * 2
 
     backlogs.lanes["default"].lines.finished("new.example", well=None)
-    assert backlogs.claim_new("default", "new.example", 1, claims=1000, memory=MUCH)
+    assert backlogs.reserve("default", "new.example", 1, claims=1000, memory=MUCH)
+
+
+def test_where_claims_or_memory_are_scarce_what_waits_goes_first():
+    """Of whatever lane and destination: it would find them taken whenever it is its turn."""
+    backlogs = Backlogs(1600)
+    backlogs.push(many("default", 1), NOW)
+
+    assert not backlogs.reserve("auth", "new.example", 1, claims=2 * KEPT_CLAIMS - 1, memory=1600)
+    assert not backlogs.reserve("auth", "new.example", 1, claims=1000, memory=370)
+    assert backlogs.reserve("auth", "new.example", 1, claims=2 * KEPT_CLAIMS, memory=400)
+    backlogs.take(1, 1000, 1600)
+    assert backlogs.reserve("bulk", "new.example", 1, claims=2 * KEPT_CLAIMS - 1, memory=370)
 
 
 def test_new_mail_leaves_to_the_top_lane_what_is_kept_for_it():
     """The last claims, and a sixteenth of the memory."""
     backlogs = Backlogs(1600)
 
-    assert not backlogs.claim_new("bulk", "a.example", 1, claims=KEPT_CLAIMS, memory=1600)
-    assert backlogs.claim_new("bulk", "a.example", 1, claims=KEPT_CLAIMS + 1, memory=1600)
-    assert backlogs.claim_new("auth", "b.example", 1, claims=1, memory=1600)
-    assert not backlogs.claim_new("bulk", "c.example", 10, claims=1000, memory=109)
-    assert backlogs.claim_new("bulk", "c.example", 10, claims=1000, memory=110)
-    assert backlogs.claim_new("auth", "d.example", 10, claims=1000, memory=10)
-    assert not backlogs.claim_new("auth", "d.example", 10, claims=1000, memory=9)
+    assert not backlogs.reserve("bulk", "a.example", 1, claims=KEPT_CLAIMS, memory=1600)
+    assert backlogs.reserve("bulk", "a.example", 1, claims=KEPT_CLAIMS + 1, memory=1600)
+    assert backlogs.reserve("auth", "b.example", 1, claims=1, memory=1600)
+    assert not backlogs.reserve("bulk", "c.example", 10, claims=1000, memory=109)
+    assert backlogs.reserve("bulk", "c.example", 10, claims=1000, memory=110)
+    assert backlogs.reserve("auth", "d.example", 10, claims=1000, memory=10)
+    assert not backlogs.reserve("auth", "d.example", 10, claims=1000, memory=9)
 
 
 def test_new_mail_does_not_go_past_what_is_large_for_ever():
     """The memory that comes free is kept for it."""
     backlogs = Backlogs(1600)
     backlogs.push(many("bulk", 1, size=1000), NOW)
-    assert backlogs.take(100, 1000, 500) == []
-    assert backlogs.claim_new("default", "new.example", 1, claims=1000, memory=500)
+    assert backlogs.take(100, 1000, 900) == []
+    assert backlogs.reserve("default", "new.example", 1, claims=1000, memory=900)
 
     for _ in range(PATIENCE):
-        assert backlogs.take(100, 1000, 500) == []
-    assert not backlogs.claim_new("default", "new.example", 1, claims=1000, memory=500)
+        assert backlogs.take(100, 1000, 900) == []
+    assert not backlogs.reserve("default", "new.example", 1, claims=1000, memory=900)
 
 
 def test_what_is_larger_than_the_memory_goes_alone():
