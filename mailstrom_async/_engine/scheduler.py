@@ -95,35 +95,36 @@ class Scheduler:
         return destination
 
     async def _enqueue_claimed(self, acceptance: Acceptance, destination: str, queue_size: int | None) -> list[Due]:
-        stored: Delivery | list[Due] = []
+        claimed = False
         self._accepting += 1
         self._accepted.clear()
         try:
             stored = await self._claims.enqueue_claimed(acceptance, queue_size)
             if not isinstance(stored, Delivery):
                 return stored
-            if self._over:
-                return await self._give_back(stored)
+            claimed = True
+            return await self._give_back(stored) if self._over else self._pass_on(stored)
         finally:
             self._accepting -= 1
             if not self._accepting:
                 self._accepted.set()
-            if not isinstance(stored, Delivery):
+            if not claimed:
                 self._backlogs.lanes[acceptance.lane].lines.finished(destination, well=None)
                 self._wake.set()
+
+    def _pass_on(self, delivery: Delivery) -> list[Due]:
         try:
-            self._dispatch([stored])
+            self._dispatch([delivery])
         except Exception:
             # Whoever sends must not take it for refused: it is in the store.
-            logger.exception("%r could not be passed on; it goes back when delivery is stopped", stored)
+            logger.exception("%r could not be passed on; it goes back when delivery is stopped", delivery)
         return []
 
     async def _give_back(self, delivery: Delivery) -> list[Due]:
         """It came when nobody carries it any more."""
         try:
             return await self._claims.release([delivery], self._clock.now())
-        except MailstromError as error:
-            # It is accepted all the same.
+        except MailstromError as error:  # the mail is accepted all the same
             logger.error("%r could not be given back, and waits until its store is opened anew: %s", delivery, error)  # noqa: TRY400
             return []
 

@@ -274,6 +274,29 @@ async def test_an_engine_that_dies_says_so_and_can_be_started_again(build, serve
     assert "delivery ended by a fault" in caplog.text
 
 
+async def test_what_an_engine_has_when_it_dies_is_delivered_by_the_next(build, server, storage):
+    """What is claimed does not stay with the dead; what is being accepted just then does not either."""
+    server.script["MAIL"] = gate = Gate()
+    async with build() as mailer:
+        first = await mailer.send_email(email())
+        await gate.reached()
+
+        async def die():
+            raise RuntimeError("unforeseen")
+
+        mailer._engine._group.start_soon(die)
+        await degraded(mailer)
+        gate.open()
+        second = await mailer.send_email(email())
+        assert storage._claimed == {}
+        await mailer.pause()
+        await mailer.start()
+
+        for message_id in (first, second):
+            assert (await mailer.wait(message_id, timeout=PATIENCE)).succeeded
+            assert len(await mailer.query_attempts(message_id)) == 1
+
+
 @pytest.mark.rule("C15", expected="what is not ours any more is not begun")
 async def test_what_was_lost_while_it_waited_for_its_turn_is_not_attempted(build, server, storage, clock):
     """Row C15: somebody else has taken it over; two of us would send it twice. The rest goes on."""

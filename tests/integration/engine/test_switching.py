@@ -29,6 +29,16 @@ class SlowStorage(MemoryStorage):
         await self._wait("record")
         return recorded
 
+    async def enqueue(self, acceptances, **limits):
+        await self._wait("enqueue")
+        return await super().enqueue(acceptances, **limits)
+
+    async def enqueue_claimed(self, acceptance, **how):
+        [entry] = await MemoryStorage.enqueue(self, [acceptance])
+        delivery = self._claim(self._deliveries[entry.delivery_id], how["owner"], entry.due_at, how["lease_until"])
+        await self._wait("enqueue")
+        return delivery
+
     async def open(self, now):
         await self._wait("open")
         await super().open(now)
@@ -165,6 +175,48 @@ async def test_pause_and_start_in_quick_succession_deliver_everything_once(build
     assert all(status.succeeded for status in statuses)
     assert {status.recipients[0].attempts for status in statuses} == {1}
     assert server.received == 30
+
+
+@pytest.mark.parametrize("deliver", [True, False], ids=["while it delivers", "while it does not"])
+async def test_what_is_being_accepted_while_delivery_is_switched_is_delivered(build, server, deliver):
+    """By whoever delivers when it is accepted. It is not claimed by one that is no more."""
+    store = SlowStorage()
+    async with build(store, deliver=deliver) as mailer:
+        store.gates["enqueue"] = gate = Gate()
+        sending = asyncio.create_task(mailer.send_email(email()))
+        await gate.reached()
+        pausing = asyncio.create_task(mailer.pause())
+        await anyio.wait_all_tasks_blocked()
+        if not deliver:
+            await pausing
+            await mailer.start()
+            await anyio.wait_all_tasks_blocked()
+        gate.open()
+        message_id = await sending
+        await pausing
+        await mailer.start()
+
+        assert (await mailer.wait(message_id, timeout=PATIENCE)).succeeded
+        assert [attempt.destination for attempt in await mailer.query_attempts(message_id)] == ["example.net"]
+    assert server.received == 1
+
+
+async def test_a_mailer_that_is_closed_waits_for_what_is_being_accepted(build):
+    """It is claimed then, and has to be given back while the store is open."""
+    store = SlowStorage()
+    mailer = build(store)
+    await mailer.__aenter__()
+    store.gates["enqueue"] = gate = Gate()
+    sending = asyncio.create_task(mailer.send_email(email()))
+    await gate.reached()
+    closing = asyncio.create_task(mailer.aclose())
+    await anyio.wait_all_tasks_blocked()
+    assert not closing.done()
+    gate.open()
+    await sending
+    await closing
+
+    assert store._claimed == {}
 
 
 async def test_what_is_recorded_while_it_is_paused_is_told(build, caplog):

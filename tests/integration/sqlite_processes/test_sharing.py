@@ -12,7 +12,7 @@ from mailstrom_async.storage import SQLiteStorage, _sqlite_follower, _sqlite_sha
 from mailstrom_async.storage._file_lock import locked
 from mailstrom_async.storage._sqlite_socket import is_trusted, socket_of
 from mailstrom_async.storage._sqlite_wire import GREETING, Packed, frame
-from mailstrom_async.testing._contract.ground import NOW, email, states_of
+from mailstrom_async.testing._contract.ground import LEASE, NOW, email, states_of
 
 from .conftest import becomes, opened, role, scripted_owner
 
@@ -40,6 +40,17 @@ async def test_only_the_owner_delivers(owner, follower):
     assert await follower.upcoming(10) == []
     assert claimed_by_follower == []
     assert len(claimed_by_owner) == 1
+
+
+async def test_a_follower_claims_nothing_as_it_is_accepted(owner, follower):
+    """It hands the mail to the owner, whose engine hears of it."""
+    called = asyncio.Event()
+    owner.watch(called.set)
+    entries = await follower.enqueue_claimed(email(), owner="two", lease_until=NOW + LEASE)
+    await asyncio.wait_for(called.wait(), 20)
+
+    assert entries == []
+    assert len(await owner.upcoming(10)) == 1
 
 
 async def test_the_owner_is_called_when_a_follower_has_queued_something(owner, follower):
