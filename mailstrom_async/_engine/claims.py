@@ -12,6 +12,8 @@ from mailstrom_async.storage.base import Acceptance, Express, Storage
 
 logger = logging.getLogger("mailstrom_async")
 
+CLAIMED_AT_MOST = 1_000
+
 
 class Claims:
     """What is claimed and not yet recorded or released: bounded by count and by bytes of content.
@@ -40,7 +42,13 @@ class Claims:
         return delivery_id in self._held
 
     @property
+    def free(self) -> int:
+        """How many more there may be."""
+        return CLAIMED_AT_MOST - len(self)
+
+    @property
     def bytes_free(self) -> int:
+        """How many bytes more they may have."""
         return self._bytes_free
 
     async def claim(self, entries: Sequence[Due], now: datetime) -> list[Delivery]:

@@ -126,7 +126,7 @@ class Engine:
         """Store messages; the entries of those of which `queued` is still to be told. Raises what `Storage.enqueue`
         does."""
         if self._scheduler is not None:
-            return await self._scheduler.enqueue(acceptances, queue_size)
+            return await self._scheduler.acceptor.enqueue(acceptances, queue_size)
         return await self._storage.enqueue(acceptances, queue_size=queue_size)
 
     def queued(self, entries: Sequence[Due]) -> None:
@@ -216,7 +216,7 @@ class Engine:
         with anyio.move_on_after(LAST_WORDS.total_seconds(), shield=True):
             await self._recorder.flush()
             if scheduler is not None:
-                await scheduler.accepted()
+                await scheduler.acceptor.closed()
         unwritten = {record.delivery.id for record in self._recorder.unwritten}
         for record in self._recorder.unwritten:
             logger.error("%r: its result could not be stored; it will be attempted again", record.delivery)

@@ -6,18 +6,18 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
 from mailstrom_async._clock import Clock
+from mailstrom_async._engine.acceptor import Acceptor
 from mailstrom_async._engine.claims import Claims
 from mailstrom_async._engine.health import Health
-from mailstrom_async._envelope import Delivery, Due, Lane, domain_of
-from mailstrom_async._errors import MailstromError, StorageError
+from mailstrom_async._envelope import Delivery, Due, Lane
+from mailstrom_async._errors import StorageError
 from mailstrom_async._queue.backlog import Backlog, Backlogs
-from mailstrom_async.storage.base import Acceptance, Storage
+from mailstrom_async.storage.base import Storage
 
 logger = logging.getLogger("mailstrom_async")
 
 REFILL = 4_000
 """Deliveries read at once: about what fits into the line of one destination. More would only be read again."""
-CLAIMED_AT_MOST = 1_000
 CLAIM_BATCH = 100
 BUSY = 32
 PACE = 0.003
@@ -38,6 +38,9 @@ class Scheduler:
 
     It is told what is queued, recorded or released, and so never polls while it knows what is due next. Only of a store
     that other processes share it learns by looking: when it is called to, and every few seconds.
+
+    Attributes:
+        acceptor: Claims what need not wait for its turn.
     """
 
     def __init__(
@@ -58,79 +61,11 @@ class Scheduler:
         self._longest_wait = longest_wait
         self._backlogs = Backlogs(claims.bytes_in_flight)
         self._wake = asyncio.Event()
+        self.acceptor = Acceptor(storage, clock, claims, self._backlogs, health, dispatch, self._wake.set)
         self._stopping = False
-        self._over = False
-        self._accepting = 0  # what is claimed then
-        self._accepted = asyncio.Event()
-        self._accepted.set()
         self._latest = datetime.max.replace(tzinfo=UTC)  # the clock may have been set back while nobody looked
         self._look_wanted = False
         self._look_at = clock.now() + LOOK_EVERY if storage.shared else None
-
-    async def enqueue(self, acceptances: Sequence[Acceptance], queue_size: int | None) -> list[Due]:
-        """Store messages. One that nothing stands before is claimed as it is accepted, and on its way a commit sooner.
-
-        Returns:
-            The entries of what is not, to be pushed: by whoever delivers when they are here, and that may be another
-            one than when the store was asked.
-
-        Raises what `Storage.enqueue` does.
-        """
-        if len(acceptances) == 1 and (destination := self._reserve(acceptances[0])) is not None:
-            return await self._enqueue_claimed(acceptances[0], destination, queue_size)
-        return await self._storage.enqueue(acceptances, queue_size=queue_size)
-
-    def _reserve(self, acceptance: Acceptance) -> str | None:
-        """Count new mail as claimed, if it may be claimed as it is accepted; its destination."""
-        if self._stopping or self._health.ails("store") or not self._claims.at_once:
-            return None
-        if acceptance.due_at > acceptance.queued_at:
-            return None
-        destination, *others = {domain_of(recipient) for recipient in acceptance.prepared.recipients}
-        size, claims = len(acceptance.prepared.content), CLAIMED_AT_MOST - len(self._claims)
-        if others or not self._backlogs.reserve(
-            acceptance.lane, destination, size, claims=claims, memory=self._claims.bytes_free
-        ):
-            return None
-        return destination
-
-    async def _enqueue_claimed(self, acceptance: Acceptance, destination: str, queue_size: int | None) -> list[Due]:
-        claimed = False
-        self._accepting += 1
-        self._accepted.clear()
-        try:
-            stored = await self._claims.enqueue_claimed(acceptance, queue_size)
-            if not isinstance(stored, Delivery):
-                return stored
-            claimed = True
-            return await self._give_back(stored) if self._over else self._pass_on(stored)
-        finally:
-            self._accepting -= 1
-            if not self._accepting:
-                self._accepted.set()
-            if not claimed:
-                self._backlogs.lanes[acceptance.lane].lines.finished(destination, well=None)
-                self._wake.set()
-
-    def _pass_on(self, delivery: Delivery) -> list[Due]:
-        try:
-            self._dispatch([delivery])
-        except Exception:
-            # Whoever sends must not take it for refused: it is in the store.
-            logger.exception("%r could not be passed on; it goes back when delivery is stopped", delivery)
-        return []
-
-    async def _give_back(self, delivery: Delivery) -> list[Due]:
-        """It came when nobody carries it any more."""
-        try:
-            return await self._claims.release([delivery], self._clock.now())
-        except MailstromError as error:  # the mail is accepted all the same
-            logger.error("%r could not be given back, and waits until its store is opened anew: %s", delivery, error)  # noqa: TRY400
-            return []
-
-    async def accepted(self) -> None:
-        """Return when nothing more is being claimed as it is accepted."""
-        await self._accepted.wait()
 
     def push(self, entries: Sequence[Due]) -> None:
         """These deliveries are due then, whatever was known of them before."""
@@ -161,6 +96,7 @@ class Scheduler:
         """Claim nothing more; `run` ends when its step is done. A step is not cut in half, or claims that nobody knows
         of would be left in the store."""
         self._stopping = True
+        self.acceptor.close()
         self._wake.set()
 
     async def run(self) -> None:
@@ -168,8 +104,7 @@ class Scheduler:
         try:
             await self._run()
         finally:
-            # Nobody carries any more what is claimed by then; stopped or not, it must not stay with us.
-            self._over = True
+            self.acceptor.close()  # also if it was not told
 
     async def _run(self) -> None:
         while not self._stopping:
@@ -216,7 +151,7 @@ class Scheduler:
         now = self._clock.now()
         await self._mind_setback(now)
         await self._read(now)
-        entries = self._backlogs.take(CLAIM_BATCH, CLAIMED_AT_MOST - len(self._claims), self._claims.bytes_free)
+        entries = self._backlogs.take(CLAIM_BATCH, self._claims.free, self._claims.bytes_free)
         if not entries and not self._claims and (alone := self._backlogs.first()) is not None:
             entries = [alone]
         if not entries:

@@ -20,7 +20,7 @@ from mailstrom_async import (
     RetryPolicy,
     Timeouts,
 )
-from mailstrom_async._engine import scheduler
+from mailstrom_async._engine import claims
 from mailstrom_async._queue.backlog import KEPT_CLAIMS
 from mailstrom_async.testing import Close, FakeInternet, Gate, ManualClock, Reply, SMTPServer
 
@@ -289,7 +289,7 @@ async def test_greylisting_throttles_nobody(build, server, clock):
 async def test_a_site_over_its_rate_does_not_keep_the_claims_of_others_waiting(internet, clock, monkeypatch):
     """Three claims are all that there may be, and a hundred mails wait for a rate: what finds no room at its site goes
     back to the queue, so that another site's mail is claimed. Nothing of that is an attempt, and none is forgotten."""
-    monkeypatch.setattr(scheduler, "CLAIMED_AT_MOST", 3 + KEPT_CLAIMS)
+    monkeypatch.setattr(claims, "CLAIMED_AT_MOST", 3 + KEPT_CLAIMS)
     one, two = [await internet.exchanger(f"mx.{name}.example.org") for name in ("one", "two")]
     for name in ("one", "two"):
         internet.domain(f"{name}.example.org", mx=[f"mx.{name}.example.org"])

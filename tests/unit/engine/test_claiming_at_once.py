@@ -64,7 +64,7 @@ class Life:
 
     async def send(self, name: str, *recipients: str, size: int = 100, wait: timedelta = timedelta(0)) -> None:
         acceptance = self.acceptance(name, *recipients, size=size, wait=wait)
-        self.scheduler.push(await self.scheduler.enqueue([acceptance], None))
+        self.scheduler.push(await self.scheduler.acceptor.enqueue([acceptance], None))
 
 
 @pytest.fixture
@@ -203,7 +203,7 @@ async def test_what_is_claimed_when_nobody_delivers_any_more_is_given_back(life)
         await asyncio.sleep(0)
     life.scheduler.stop()
     await running
-    settled = asyncio.create_task(life.scheduler.accepted())
+    settled = asyncio.create_task(life.scheduler.acceptor.closed())
     await asyncio.sleep(0)
     assert not settled.done()
     await life.send("2", "b@example.com")
@@ -223,11 +223,13 @@ async def test_a_claim_that_can_not_be_given_back_is_not_the_senders_trouble(lif
     async def fail(deliveries: Sequence[Delivery], due_at: object) -> list[Due]:
         raise StorageError("no space left on device")
 
-    life.scheduler.stop()
-    await life.scheduler.run()
-    life.scheduler._stopping = False  # as in the moment before it is told
     monkeypatch.setattr(life.storage, "release", fail)
-    await life.send("1")
+    life.storage.gate.clear()
+    sending = asyncio.create_task(life.send("1"))
+    await asyncio.sleep(0)
+    life.scheduler.stop()
+    life.storage.gate.set()
+    await sending
 
     assert "could not be given back" in caplog.text
 
@@ -238,7 +240,7 @@ async def test_a_fault_in_passing_on_is_not_the_senders(life, caplog):
     def fail(deliveries: Sequence[Delivery]) -> None:
         raise RuntimeError("broken")
 
-    life.scheduler._dispatch = fail
+    life.scheduler.acceptor._dispatch = fail
     await life.send("1")
 
     assert "could not be passed on" in caplog.text

@@ -1,0 +1,120 @@
+"""Mail on its way into the store, while this mailer delivers from it."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+
+from mailstrom_async._clock import Clock
+from mailstrom_async._engine.claims import Claims
+from mailstrom_async._engine.health import Health
+from mailstrom_async._envelope import Delivery, Due, domain_of
+from mailstrom_async._errors import MailstromError
+from mailstrom_async._queue.backlog import Backlogs
+from mailstrom_async.storage.base import Acceptance, Storage
+
+logger = logging.getLogger("mailstrom_async")
+
+
+class Acceptor:
+    """Stores mail. One that nothing stands before is claimed as it is accepted, if the store can do that: so it is on
+    its way a commit sooner.
+
+    Args:
+        storage: Where it goes.
+        clock: The queue's.
+        claims: Ours.
+        backlogs: What stands before others.
+        health: Whether results can be recorded.
+        dispatch: Takes what is claimed.
+        wake: Called when room that was kept for a claim is free again.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        clock: Clock,
+        claims: Claims,
+        backlogs: Backlogs,
+        health: Health,
+        dispatch: Callable[[Sequence[Delivery]], None],
+        wake: Callable[[], None],
+    ) -> None:
+        self._storage = storage
+        self._clock = clock
+        self._claims = claims
+        self._backlogs = backlogs
+        self._health = health
+        self._dispatch = dispatch
+        self._wake = wake
+        self._closed = False
+        self._claiming = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def enqueue(self, acceptances: Sequence[Acceptance], queue_size: int | None) -> list[Due]:
+        """Store messages.
+
+        Returns:
+            The entries of what is not claimed. They concern whoever delivers when they are here, and that may be
+            another one than when the store was asked.
+
+        Raises what `Storage.enqueue` does.
+        """
+        if len(acceptances) == 1 and (destination := self._reserve(acceptances[0])) is not None:
+            return await self._enqueue_claimed(acceptances[0], destination, queue_size)
+        return await self._storage.enqueue(acceptances, queue_size=queue_size)
+
+    def close(self) -> None:
+        """Claim nothing more; what comes all the same is given back, for nobody would carry it."""
+        self._closed = True
+
+    async def closed(self) -> None:
+        """Return when nothing comes any more."""
+        await self._idle.wait()
+
+    def _reserve(self, acceptance: Acceptance) -> str | None:
+        """Count new mail as claimed, if it may be claimed as it is accepted; its destination."""
+        if self._closed or self._health.ails("store") or not self._claims.at_once:
+            return None
+        if acceptance.due_at > acceptance.queued_at:
+            return None
+        destination, *others = {domain_of(recipient) for recipient in acceptance.prepared.recipients}
+        size, claims = len(acceptance.prepared.content), self._claims
+        if others or not self._backlogs.reserve(
+            acceptance.lane, destination, size, claims=claims.free, memory=claims.bytes_free
+        ):
+            return None
+        return destination
+
+    async def _enqueue_claimed(self, acceptance: Acceptance, destination: str, queue_size: int | None) -> list[Due]:
+        claimed = False
+        self._claiming += 1
+        self._idle.clear()
+        try:
+            stored = await self._claims.enqueue_claimed(acceptance, queue_size)
+            if not isinstance(stored, Delivery):
+                return stored
+            claimed = True
+            return await self._give_back(stored) if self._closed else self._pass_on(stored)
+        finally:
+            self._claiming -= 1
+            if not self._claiming:
+                self._idle.set()
+            if not claimed:
+                self._backlogs.lanes[acceptance.lane].lines.finished(destination, well=None)
+                self._wake()
+
+    def _pass_on(self, delivery: Delivery) -> list[Due]:
+        try:
+            self._dispatch([delivery])
+        except Exception:
+            # Whoever sends must not take it for refused: it is in the store.
+            logger.exception("%r could not be passed on; it goes back when delivery is stopped", delivery)
+        return []
+
+    async def _give_back(self, delivery: Delivery) -> list[Due]:
+        try:
+            return await self._claims.release([delivery], self._clock.now())
+        except MailstromError as error:  # the mail is accepted all the same
+            logger.error("%r could not be given back, and waits until its store is opened anew: %s", delivery, error)  # noqa: TRY400
+            return []
