@@ -309,11 +309,8 @@ class Mailstrom:
             # Whether it is queued will be known when the transaction ends; then the store calls `watch`'s wake.
             await self._outbox().enqueue_within(connection, acceptances, queue_size=self._config.limits.queue_size)
             return message_ids
-        queue_size = self._config.limits.queue_size
-        if self._engine is not None:
-            dues = await self._engine.enqueue(acceptances, queue_size)
-        else:
-            dues = await self._storage.enqueue(acceptances, queue_size=queue_size)
+        into = self._engine or self._storage
+        dues = await into.enqueue(acceptances, queue_size=self._config.limits.queue_size)
         if self._engine is not None:
             self._engine.queued(dues)
         if self._broadcast.wants(MessageQueued):

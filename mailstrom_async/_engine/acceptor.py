@@ -4,11 +4,9 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 
-from mailstrom_async._clock import Clock
 from mailstrom_async._engine.claims import Claims
 from mailstrom_async._engine.health import Health
 from mailstrom_async._envelope import Delivery, Due, domain_of
-from mailstrom_async._errors import MailstromError
 from mailstrom_async._queue.backlog import Backlogs
 from mailstrom_async.storage.base import Acceptance, Storage
 
@@ -16,14 +14,13 @@ logger = logging.getLogger("mailstrom_async")
 
 
 class Acceptor:
-    """Stores mail. One that nothing stands before is claimed as it is accepted, if the store can do that: so it is on
+    """Stores mail. A mail before which nothing waits is claimed as it is accepted, if the store can do that: it is on
     its way a commit sooner.
 
     Args:
         storage: Where it goes.
-        clock: The queue's.
-        claims: Ours.
-        backlogs: What stands before others.
+        claims: This engine's.
+        backlogs: What waits, and the windows.
         health: Whether results can be recorded.
         dispatch: Takes what is claimed.
         wake: Called when room that was kept for a claim is free again.
@@ -32,7 +29,6 @@ class Acceptor:
     def __init__(
         self,
         storage: Storage,
-        clock: Clock,
         claims: Claims,
         backlogs: Backlogs,
         health: Health,
@@ -40,7 +36,6 @@ class Acceptor:
         wake: Callable[[], None],
     ) -> None:
         self._storage = storage
-        self._clock = clock
         self._claims = claims
         self._backlogs = backlogs
         self._health = health
@@ -55,8 +50,7 @@ class Acceptor:
         """Store messages.
 
         Returns:
-            The entries of what is not claimed. They concern whoever delivers when they are here, and that may be
-            another one than when the store was asked.
+            The entries of what was not claimed, for whoever delivers now: perhaps another engine than at the start.
 
         Raises what `Storage.enqueue` does.
         """
@@ -65,16 +59,16 @@ class Acceptor:
         return await self._storage.enqueue(acceptances, queue_size=queue_size)
 
     def close(self) -> None:
-        """Claim nothing more; what comes all the same is given back, for nobody would carry it."""
+        """Claim nothing more. What is claimed all the same is not passed on, and is given back with all others."""
         self._closed = True
 
-    async def closed(self) -> None:
-        """Return when nothing comes any more."""
+    async def wait_closed(self) -> None:
+        """Return when no claim is under way."""
         await self._idle.wait()
 
     def _reserve(self, acceptance: Acceptance) -> str | None:
         """Count new mail as claimed, if it may be claimed as it is accepted; its destination."""
-        if self._closed or self._health.ails("store") or not self._claims.at_once:
+        if self._closed or self._health.ails("store") or not self._claims.can_claim_at_once:
             return None
         if acceptance.due_at > acceptance.queued_at:
             return None
@@ -95,7 +89,9 @@ class Acceptor:
             if not isinstance(stored, Delivery):
                 return stored
             claimed = True
-            return await self._give_back(stored) if self._closed else self._pass_on(stored)
+            if not self._closed:
+                self._pass_on(stored)
+            return []
         finally:
             self._claiming -= 1
             if not self._claiming:
@@ -104,17 +100,9 @@ class Acceptor:
                 self._backlogs.lanes[acceptance.lane].lines.finished(destination, well=None)
                 self._wake()
 
-    def _pass_on(self, delivery: Delivery) -> list[Due]:
+    def _pass_on(self, delivery: Delivery) -> None:
         try:
             self._dispatch([delivery])
         except Exception:
             # Whoever sends must not take it for refused: it is in the store.
             logger.exception("%r could not be passed on; it goes back when delivery is stopped", delivery)
-        return []
-
-    async def _give_back(self, delivery: Delivery) -> list[Due]:
-        try:
-            return await self._claims.release([delivery], self._clock.now())
-        except MailstromError as error:  # the mail is accepted all the same
-            logger.error("%r could not be given back, and waits until its store is opened anew: %s", delivery, error)  # noqa: TRY400
-            return []

@@ -13,10 +13,12 @@ from mailstrom_async.storage.base import Acceptance, Express, Storage
 logger = logging.getLogger("mailstrom_async")
 
 CLAIMED_AT_MOST = 1_000
+"""Deliveries that an engine has at a time."""
 
 
 class Claims:
-    """What is claimed and not yet recorded or released: bounded by count and by bytes of content.
+    """What is claimed and not yet recorded or released: bounded by count and by bytes of content. What the store is
+    being asked for counts already, and so there may be more than are `held`.
 
     Attributes:
         lost: The ids of those whose lease ended: somebody else may be attempting them. Who has not begun with one must
@@ -51,6 +53,11 @@ class Claims:
         """How many bytes more they may have."""
         return self._bytes_free
 
+    @property
+    def can_claim_at_once(self) -> bool:
+        """The store can claim mail as it accepts it."""
+        return self._express is not None
+
     async def claim(self, entries: Sequence[Due], now: datetime) -> list[Delivery]:
         """Claim what of these is still to be had."""
         size = sum(entry.size for entry in entries)
@@ -65,14 +72,9 @@ class Claims:
             self._hold(delivery)
         return deliveries
 
-    @property
-    def at_once(self) -> bool:
-        """The store can claim mail as it accepts it."""
-        return self._express is not None
-
     async def enqueue_claimed(self, acceptance: Acceptance, queue_size: int | None) -> Delivery | list[Due]:
         """As `Express.enqueue_claimed`."""
-        assert self._express is not None  # noqa: S101 - see `at_once`
+        assert self._express is not None  # noqa: S101 - see `can_claim_at_once`
         size = len(acceptance.prepared.content)
         self._promise(1, size)
         try:
@@ -86,7 +88,7 @@ class Claims:
         return stored
 
     def _promise(self, count: int, size: int) -> None:
-        """Count what the store is about to give us, or, negative, has given us or not."""
+        """Count what the store is asked for; negative: it has answered."""
         self._promised += count
         self._bytes_free -= size
 

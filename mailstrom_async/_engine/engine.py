@@ -85,15 +85,6 @@ class Engine:
         if self._life is None:
             self._stop_asked = asyncio.Event()
             self._life = asyncio.create_task(self._live(), name="mailstrom_async delivery")
-            self._life.add_done_callback(self._died)
-
-    def _died(self, life: asyncio.Task[None]) -> None:
-        """A fault in this library must not end delivery silently."""
-        if not life.cancelled() and (fault := life.exception()) is not None:
-            logger.critical(
-                "delivery ended by a fault in this library; pause() and start() begin it anew", exc_info=fault
-            )
-            self._health.report("delivery", f"ended by a fault in this library, see the log: {fault!r}")
 
     async def stop(self, grace: timedelta | None = None) -> None:
         """Attempt nothing more; let what runs finish for `grace` (None: the configured one), abort the rest, and give
@@ -122,9 +113,8 @@ class Engine:
         self._grace = min(self._grace, grace)
         self._draining.deadline = min(self._draining.deadline, anyio.current_time() + grace.total_seconds())
 
-    async def enqueue(self, acceptances: Sequence[Acceptance], queue_size: int | None) -> list[Due]:
-        """Store messages; the entries of those of which `queued` is still to be told. Raises what `Storage.enqueue`
-        does."""
+    async def enqueue(self, acceptances: Sequence[Acceptance], *, queue_size: int | None) -> list[Due]:
+        """Store messages. Returns the entries that `queued` is to be told of; raises what `Storage.enqueue` does."""
         if self._scheduler is not None:
             return await self._scheduler.acceptor.enqueue(acceptances, queue_size)
         return await self._storage.enqueue(acceptances, queue_size=queue_size)
@@ -150,13 +140,16 @@ class Engine:
         self.queued(entries)
 
     async def _live(self) -> None:
-        try:
-            await self._work()
-        except Exception:
-            # What is claimed must not stay with us, for another life would not know of it.
-            await self._give_back()
-            raise
-        await self._give_back()
+        # What is claimed must not stay with us after a fault either: another life would not know of it.
+        for part in (self._work, self._give_back):
+            try:
+                await part()
+            except Exception as fault:
+                # It must not end delivery silently.
+                logger.critical(
+                    "delivery ended by a fault in this library; pause() and start() begin it anew", exc_info=fault
+                )
+                self._health.report("delivery", f"ended by a fault in this library, see the log: {fault!r}")
 
     async def _work(self) -> None:
         async with anyio.create_task_group() as outer:
@@ -195,10 +188,13 @@ class Engine:
             self._portion_changed()
             scheduled = anyio.Event()
             group.start_soon(_run, self._scheduler.run, scheduled)
-            await self._stop_asked.wait()
-            self._scheduler.stop()
-            await scheduled.wait()
-            await self._drain(self._sites, group)
+            try:
+                await self._stop_asked.wait()
+                self._scheduler.stop()
+                await scheduled.wait()
+                await self._drain(self._sites, group)
+            finally:
+                self._sites.withdraw()  # or, after a fault, each session that ends would begin another one
 
     async def _drain(self, sites: Sites, group: TaskGroup) -> None:
         sites.withdraw()
@@ -211,12 +207,14 @@ class Engine:
 
     async def _give_back(self) -> None:
         """The last words of a life: results written, claims released."""
-        scheduler, self._scheduler, self._group = self._scheduler, None, None
-        await self._router.aclose()
-        with anyio.move_on_after(LAST_WORDS.total_seconds(), shield=True):
-            await self._recorder.flush()
-            if scheduler is not None:
-                await scheduler.acceptor.closed()
+        with anyio.CancelScope(shield=True):
+            if self._scheduler is not None:
+                self._scheduler.stop()  # which a fault may have ended
+                await self._scheduler.acceptor.wait_closed()
+                self._scheduler = self._group = None
+            await self._router.aclose()
+            with anyio.move_on_after(LAST_WORDS.total_seconds()):
+                await self._flush()
         unwritten = {record.delivery.id for record in self._recorder.unwritten}
         for record in self._recorder.unwritten:
             logger.error("%r: its result could not be stored; it will be attempted again", record.delivery)
@@ -226,12 +224,21 @@ class Engine:
             due_again = {due.delivery_id for due in dues}
             await self._tell_of_cancelled([delivery for delivery in given_back if delivery.id not in due_again])
         except StorageError as error:
-            logger.error("claims could not be given back, they end with their lease: %s", error)  # noqa: TRY400
+            logger.error(  # noqa: TRY400
+                "claims could not be given back, they end with their lease, or when their store is opened anew: %s",
+                error,
+            )
         try:
             await self._attendance.leave()
         except StorageError as error:
             logger.warning("those who share our limits count us until our lease would have ended: %s", error)
         self._sites = None
+
+    async def _flush(self) -> None:
+        try:
+            await self._recorder.flush()
+        except Exception:
+            logger.exception("results could not be written; they will be attempted again")
 
     async def _return(self, deliveries: Sequence[Delivery]) -> None:
         """Claims for which there is no room go back to the queue."""

@@ -5,6 +5,8 @@ import logging
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
+import anyio
+
 from mailstrom_async._clock import Clock
 from mailstrom_async._engine.acceptor import Acceptor
 from mailstrom_async._engine.claims import Claims
@@ -40,7 +42,7 @@ class Scheduler:
     that other processes share it learns by looking: when it is called to, and every few seconds.
 
     Attributes:
-        acceptor: Claims what need not wait for its turn.
+        acceptor: Takes new mail; claims what need not wait for its turn.
     """
 
     def __init__(
@@ -61,7 +63,7 @@ class Scheduler:
         self._longest_wait = longest_wait
         self._backlogs = Backlogs(claims.bytes_in_flight)
         self._wake = asyncio.Event()
-        self.acceptor = Acceptor(storage, clock, claims, self._backlogs, health, dispatch, self._wake.set)
+        self.acceptor = Acceptor(storage, claims, self._backlogs, health, dispatch, self._wake.set)
         self._stopping = False
         self._latest = datetime.max.replace(tzinfo=UTC)  # the clock may have been set back while nobody looked
         self._look_wanted = False
@@ -101,12 +103,6 @@ class Scheduler:
 
     async def run(self) -> None:
         """Claim and dispatch until told to stop."""
-        try:
-            await self._run()
-        finally:
-            self.acceptor.close()  # also if it was not told
-
-    async def _run(self) -> None:
         while not self._stopping:
             self._wake.clear()
             try:
@@ -158,7 +154,10 @@ class Scheduler:
             return any(backlog.is_used_up for backlog in self._backlogs.lanes.values())
         try:
             now = self._clock.now()
-            deliveries = await self._claims.claim(entries, now)
+            deliveries: list[Delivery] = []
+            # Cancelled, as after a fault, it may be done all the same, and nobody would know of these claims.
+            with anyio.CancelScope(shield=True):
+                deliveries = await self._claims.claim(entries, now)
         except BaseException:
             for entry in entries:
                 self._backlogs.lanes[entry.lane].lines.finished(entry.destination, well=None)

@@ -174,7 +174,7 @@ class Backlogs:
         return taken
 
     def reserve(self, lane: Lane, destination: str, size: int, *, claims: int, memory: int) -> bool:
-        """Count mail of so many bytes that is not here yet as claimed, if nothing stands before it.
+        """Count mail of so many bytes that is not here yet as claimed, if nothing that is known here stands before it.
 
         Args:
             claims: So many more there may be.

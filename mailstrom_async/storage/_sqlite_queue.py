@@ -83,7 +83,7 @@ class EnqueueClaimed:
     """Accept a message to one destination, and claim its delivery.
 
     Attributes:
-        delivery_id: What was claimed last, though that may have been undone.
+        delivery_id: Set when it is claimed; stale if that was rolled back.
     """
 
     acceptance: Acceptance
@@ -101,13 +101,16 @@ class EnqueueClaimed:
     def __call__(self, connection: sqlite3.Connection) -> Delivery:
         [entry] = enqueue(connection, self.acceptances, self.queue_size)
         (key,) = connection.execute("SELECT message FROM deliveries WHERE id = ?", (entry.delivery_id,)).fetchone()
-        claimed = self.outcome(iter([(key, [entry])]))
+        claimed = self._claimed(key, entry)
         bulk.mark_claimed(connection, [claimed], self.owner, self.acceptance.queued_at, self.lease_until)
         return claimed
 
     def outcome(self, stored: Iterator[tuple[int, list[Due]]]) -> Delivery:
-        """Its delivery as it is once it is marked as claimed; `stored` as in Enqueue."""
+        """Takes of its message the key and the entry; the claim is still to be marked."""
         key, [entry] = next(stored)
+        return self._claimed(key, entry)
+
+    def _claimed(self, key: int, entry: Due) -> Delivery:
         self.delivery_id = entry.delivery_id
         fresh = Fresh(self.acceptance, entry.destination, range(len(self.acceptance.prepared.recipients)))
         return fresh.claimed(entry.delivery_id, self.owner, fresh.message(key))
@@ -118,15 +121,14 @@ def _claim_those_of(
     operations: Sequence[Enqueue | EnqueueClaimed],
     made: Sequence[list[Due] | Delivery],
 ) -> None:
-    by_owner: dict[str, list[EnqueueClaimed]] = {}
-    for operation in operations:
-        if isinstance(operation, EnqueueClaimed):
-            by_owner.setdefault(operation.owner, []).append(operation)
+    by_owner: dict[str, list[tuple[EnqueueClaimed, Delivery]]] = {}
+    for operation, outcome in zip(operations, made, strict=True):
+        if isinstance(operation, EnqueueClaimed) and isinstance(outcome, Delivery):
+            by_owner.setdefault(operation.owner, []).append((operation, outcome))
     for owner, own in by_owner.items():
         # Accepted within milliseconds: they get the same times, so that it is one statement.
-        since, until = max(one.acceptance.queued_at for one in own), min(one.lease_until for one in own)
-        claims = [claimed for claimed in made if isinstance(claimed, Delivery) and claimed.owner == owner]
-        bulk.mark_claimed(connection, claims, owner, since, until)
+        since, until = max(one.acceptance.queued_at for one, _ in own), min(one.lease_until for one, _ in own)
+        bulk.mark_claimed(connection, [claimed for _, claimed in own], owner, since, until)
 
 
 def enqueue(connection: sqlite3.Connection, acceptances: Sequence[Acceptance], queue_size: int | None) -> list[Due]:
@@ -268,7 +270,10 @@ def release(connection: sqlite3.Connection, deliveries: Sequence[Delivery], due_
 
 
 def disown(connection: sqlite3.Connection, operation: EnqueueClaimed) -> bool:
-    """Give back what was claimed by this, if it was: nobody heard of it. Whether it is due now."""
+    """Give back what was claimed by this, if it was: nobody heard of it. Whether it is due now.
+
+    If it was cancelled in that moment, it fails, and there is no event for it.
+    """
     if operation.delivery_id is None:  # not begun, or refused: the message may be another call's, and under way
         return False
     acceptance = operation.acceptance

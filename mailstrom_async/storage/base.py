@@ -226,8 +226,8 @@ class Outbox(Protocol):
 class Express(Protocol):
     """**Protocol:** what a store may do besides: claim mail in the transaction that accepts it.
 
-    It is on its way a commit sooner then. Mail that others stand before is enqueued and claimed as any. A store that
-    extends one of ours, and does more in its `enqueue`, does that here as well, or says `enqueue_claimed = None`.
+    It is on its way a commit sooner then. All other mail is enqueued and claimed as ever. A subclass of one of our
+    stores with an `enqueue` of its own gets all mail there.
     """
 
     async def enqueue_claimed(

@@ -123,7 +123,7 @@ class SQLiteStorage:
         share = self._usable()
         share.engine_seen()
         side = share.settled or await share.side()
-        if isinstance(side, Follower):
+        if isinstance(side, Follower) or type(self).enqueue is not SQLiteStorage.enqueue:
             return await self.enqueue([acceptance], queue_size=queue_size)
         operation = queue.EnqueueClaimed(acceptance, queue_size, owner, lease_until)
         try:

@@ -6,6 +6,7 @@ import threading
 import pytest
 
 from mailstrom_async import MailerStateError
+from mailstrom_async._envelope import Delivery
 from mailstrom_async.storage import SQLiteStorage
 from mailstrom_async.storage import _sqlite_queue as queue
 from mailstrom_async.testing._contract.ground import ID, LEASE, NOW, SECOND, claim, email
@@ -97,3 +98,26 @@ async def test_an_engine_that_claims_in_this_way_is_seen_to_run(store):
     await store.enqueue_claimed(email(), owner="one", lease_until=NOW + LEASE)
 
     assert store._share.delivers
+
+
+async def test_a_subclass_with_an_enqueue_of_its_own_gets_all_mail_there(path):
+    """As one that keeps copies: nothing may go past it."""
+    seen: list[str] = []
+
+    class Counting(SQLiteStorage):
+        async def enqueue(self, acceptances, *, queue_size=None):
+            seen.extend(acceptance.prepared.message_id for acceptance in acceptances)
+            return await super().enqueue(acceptances, queue_size=queue_size)
+
+    store = Counting(path)
+    await store.open(NOW)
+    entries = await store.enqueue_claimed(email(), owner="one", lease_until=NOW + LEASE)
+    await store.aclose()
+
+    assert seen == [ID]
+    assert len(entries) == 1
+
+
+async def test_a_store_of_ours_claims_as_it_accepts(store):
+    """Whatever the contract leaves open."""
+    assert isinstance(await store.enqueue_claimed(email(), owner="one", lease_until=NOW + LEASE), Delivery)
