@@ -9,6 +9,7 @@ import matplotlib as mpl
 mpl.use("agg")
 from matplotlib import pyplot
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullFormatter
 from result import Result, as_text, factor, number, verdict
 
 COLORS = {"aim": "#2a7f62", "must": "#7fb069", "short": "#c8553d", "": "#999999"}
@@ -70,6 +71,9 @@ def draw_latencies(axis: Axes, latencies: Mapping[str, Sequence[float]]) -> None
         axis.step(ordered, shares, where="post", label=name, linewidth=1.4)
     axis.axhline(0.99, color="#999999", linewidth=0.7, linestyle=":")
     axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set_xlabel("milliseconds from send_email to the recorded delivery of mail to healthy destinations", fontsize=8)
     axis.set_ylabel("share delivered", fontsize=8)
     axis.legend(title="nine tenths of the queue are for one that is", fontsize=8, title_fontsize=8, loc="lower right")
