@@ -72,13 +72,13 @@ class Acceptor:
             return None
         if acceptance.due_at > acceptance.queued_at:
             return None
-        destination, *others = {domain_of(recipient) for recipient in acceptance.prepared.recipients}
-        size, claims = len(acceptance.prepared.content), self._claims
-        if others or not self._backlogs.reserve(
-            acceptance.lane, destination, size, claims=claims.free, memory=claims.bytes_free
-        ):
+        recipients, size = acceptance.prepared.recipients, len(acceptance.prepared.content)
+        destination = domain_of(recipients[0])
+        if any(domain_of(recipient) != destination for recipient in recipients):
             return None
-        return destination
+        free, memory = self._claims.free, self._claims.bytes_free
+        reserved = self._backlogs.reserve(acceptance.lane, destination, size, claims=free, memory=memory)
+        return destination if reserved else None
 
     async def _enqueue_claimed(self, acceptance: Acceptance, destination: str, queue_size: int | None) -> list[Due]:
         claimed = False

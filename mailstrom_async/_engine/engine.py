@@ -36,7 +36,7 @@ logger = logging.getLogger("mailstrom_async")
 
 LOST = judge_breakdown(Phase.CONNECT, "local", "the lease ended before it was this delivery's turn")
 LAST_WORDS = timedelta(seconds=10)
-"""How long a stopping engine tries to write results that the store does not take."""
+"""How long a stopping engine waits for a store that does not answer, or does not take results."""
 
 
 class Engine:
@@ -210,7 +210,10 @@ class Engine:
         with anyio.CancelScope(shield=True):
             if self._scheduler is not None:
                 self._scheduler.stop()  # which a fault may have ended
-                await self._scheduler.acceptor.wait_closed()
+                with anyio.move_on_after(LAST_WORDS.total_seconds()) as waiting:
+                    await self._scheduler.acceptor.wait_closed()
+                if waiting.cancelled_caught:
+                    logger.error("the store does not answer; what it claims for us now waits until it is opened anew")
                 self._scheduler = self._group = None
             await self._router.aclose()
             with anyio.move_on_after(LAST_WORDS.total_seconds()):

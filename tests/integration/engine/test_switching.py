@@ -39,6 +39,11 @@ class SlowStorage(MemoryStorage):
         await self._wait("enqueue")
         return delivery
 
+    async def claim(self, delivery_ids, **how):
+        claims = await super().claim(delivery_ids, **how)
+        await self._wait("claim")
+        return claims
+
     async def open(self, now):
         await self._wait("open")
         await super().open(now)
@@ -217,6 +222,50 @@ async def test_a_mailer_that_is_closed_waits_for_what_is_being_accepted(build):
     await closing
 
     assert store._claimed == {}
+
+
+async def test_a_store_that_never_answers_does_not_keep_a_mailer_open(build, monkeypatch, caplog):
+    """Who closes waits for it for a while, and says so."""
+    monkeypatch.setattr(engine_module, "LAST_WORDS", timedelta(milliseconds=10))
+    store = SlowStorage()
+    mailer = build(store)
+    await mailer.__aenter__()
+    store.gates["enqueue"] = gate = Gate()
+    sending = asyncio.create_task(mailer.send_email(email()))
+    await gate.reached()
+    async with asyncio.timeout(20):
+        await mailer.aclose()
+    gate.open()
+
+    assert await sending
+    assert "does not answer" in caplog.text
+
+
+async def test_what_is_being_claimed_when_an_engine_dies_does_not_stay_claimed(build, server):
+    """Cancelled, the store does it all the same."""
+    store = SlowStorage()
+    store.gates["claim"] = gate = Gate()
+
+    async def die():
+        raise RuntimeError("unforeseen")
+
+    async with build(store) as mailer:
+        message_ids = await mailer.send_emails([email(), email()])  # two, so that they are claimed afterwards
+        await gate.reached()
+        mailer._engine._group.start_soon(die)
+        async with asyncio.timeout(20):
+            while not mailer._engine._sites.closed:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+        del store.gates["claim"]
+        gate.open()
+        await degraded(mailer)
+        await mailer.pause()
+        assert store._claimed == {}
+        await mailer.start()
+
+        for message_id in message_ids:
+            assert (await mailer.wait(message_id, timeout=PATIENCE)).succeeded
+    assert server.received == 2
 
 
 async def test_what_is_recorded_while_it_is_paused_is_told(build, caplog):
