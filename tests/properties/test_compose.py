@@ -181,6 +181,10 @@ def check_content(fields: dict, message: EmailMessage) -> None:
     )
 
 
+def without_blanks(text: str) -> str:
+    return re.sub(r"\s", "", text)
+
+
 def decoded(text: str) -> str:
     return str(make_header(decode_header(text)))
 
@@ -214,8 +218,8 @@ def test_what_we_write_is_what_the_standard_library_reads(fields):
         # The new parser of some patch levels puts a blank between the encoded-words of a name, so that is compared
         # without blanks; the old one doesn't, so it is asked for the exact name.
         found = message[header].addresses if expected else ()
-        assert [re.sub(r"\s", "", address.display_name) for address in found] == [
-            re.sub(r"\s", "", name) for name, _ in expected
+        assert [without_blanks(address.display_name) for address in found] == [
+            without_blanks(name) for name, _ in expected
         ]
         assert [(address.username, address.domain) for address in found] == [unquoted(spec) for _, spec in expected]
         unfolded = re.sub(r"\r\n", "", raw.get(header, ""))
@@ -253,6 +257,9 @@ letters = st.fixed_dictionaries(
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@example(
+    {"groups": [], "members": [], "hidden": 0, "sender": ("in two encoded-words " + "é" * 30, "a", "b.example")}, "a"
+)
 @given(letters, st.sampled_from(["a", "jörg"]))
 def test_groups_hidden_recipients_invitations_and_lists_come_out_right(fields, author):
     """The envelope has everybody once, the header nobody who is hidden, and each field says what was asked."""
@@ -280,7 +287,8 @@ def test_groups_hidden_recipients_invitations_and_lists_come_out_right(fields, a
         assert [len(group.addresses) for group in message["To"].groups] == [*[len(members)] * len(groups), 1]
         if "sender" in fields:
             name, address = on_the_wire(fields["sender"])
-            assert (message["Sender"].address.display_name, message["Sender"].address.addr_spec) == (name, address)
+            found = message["Sender"].address  # its name is compared without blanks, as above
+            assert (without_blanks(found.display_name), found.addr_spec) == (without_blanks(name), address)
     assert message["In-Reply-To"] == (f"<{fields['in_reply_to']}>" if "in_reply_to" in fields else None)
     urls = fields.get("list_unsubscribe", [])
     assert message.get("List-Unsubscribe", "") == ", ".join(f"<{url}>" for url in urls)

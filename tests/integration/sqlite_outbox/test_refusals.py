@@ -1,8 +1,8 @@
 """Connections that can't take mail into their transaction: each is refused with what to do, and nothing is stored."""
 
 import sqlite3
-import threading
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -100,21 +100,18 @@ async def test_a_closed_connection_is_refused(mailer: Mailstrom, path: Path):
 
 async def test_a_connection_of_another_thread_is_refused(mailer: Mailstrom, path: Path):
     """sqlite3 does not let it be used here; it says so only if it is asked."""
-    opened: list[sqlite3.Connection] = []
-    thread = threading.Thread(target=lambda: opened.append(sqlite3.connect(path)))
-    thread.start()
-    thread.join()
-    with pytest.raises(UnusableConnection, match=r"another thread.*or take aiosqlite"):
-        await mailer.send_email(email(1), connection=opened.pop())
+    with ThreadPoolExecutor(1) as thread:
+        connection = thread.submit(sqlite3.connect, path).result()
+        with pytest.raises(UnusableConnection, match=r"another thread.*or take aiosqlite"):
+            await mailer.send_email(email(1), connection=connection)
+        thread.submit(connection.close).result()
 
 
 async def test_a_connection_of_another_thread_that_may_be_used_here_is_taken(mailer: Mailstrom, path: Path):
     """The caller has said that it takes care of that."""
-    opened: list[sqlite3.Connection] = []
-    thread = threading.Thread(target=lambda: opened.append(sqlite3.connect(path, check_same_thread=False)))
-    thread.start()
-    thread.join()
-    with closing(opened.pop()) as connection:
+    with ThreadPoolExecutor(1) as thread:
+        opened = thread.submit(sqlite3.connect, path, check_same_thread=False).result()
+    with closing(opened) as connection:
         await mailer.send_email(email(1), connection=connection)
         connection.rollback()
 

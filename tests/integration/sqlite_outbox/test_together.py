@@ -160,6 +160,7 @@ async def test_delivery_is_degraded_while_a_transaction_is_open_too_long_and_goe
     assert sorted(message.recipients for message in sink.messages) == [(recipient(1),), (recipient(2),)]
 
 
+@pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")  # from Python 3.13 on; it is what we do here
 async def test_the_mail_of_a_connection_that_is_dropped_never_was(path: Path, sink: SMTPServer):
     """Nobody holds the connection, and with it the lock, once its caller has forgotten it."""
     async with Mailstrom(config(sink), SQLiteStorage(path), deliver=False) as mailer:
