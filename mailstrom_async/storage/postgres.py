@@ -10,14 +10,11 @@ from datetime import datetime, timedelta
 from mailstrom_async._envelope import Delivery, Due, Lane, PreparedEmail
 from mailstrom_async._errors import MailerStateError
 from mailstrom_async._status import Attempt, MessageStatus
-from mailstrom_async.storage import _postgres_outbox as outbox
-from mailstrom_async.storage import _postgres_queue as queue
-from mailstrom_async.storage import _postgres_reads as reads
-from mailstrom_async.storage import _postgres_roster as roster
-from mailstrom_async.storage._postgres_accept import Accepting
-from mailstrom_async.storage._postgres_connection import Address, Connections
-from mailstrom_async.storage._postgres_listener import Crier, Listener
-from mailstrom_async.storage._postgres_schema import checked_name, make_ready
+from mailstrom_async.storage._postgres import outbox, queue, reads, roster
+from mailstrom_async.storage._postgres.accept import Accepting
+from mailstrom_async.storage._postgres.connection import Address, Connections
+from mailstrom_async.storage._postgres.listener import Crier, Listener
+from mailstrom_async.storage._postgres.schema import checked_name, make_ready
 from mailstrom_async.storage.base import Acceptance, Portion, Record, Recorded
 
 

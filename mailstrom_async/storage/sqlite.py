@@ -11,17 +11,15 @@ from pathlib import Path
 from mailstrom_async._envelope import Delivery, Due, Lane, PreparedEmail
 from mailstrom_async._errors import MailerStateError, MailstromError, StorageError
 from mailstrom_async._status import Attempt, MessageStatus
-from mailstrom_async.storage import _sqlite_calls as calls
-from mailstrom_async.storage import _sqlite_outbox as outbox
-from mailstrom_async.storage import _sqlite_queue as queue
-from mailstrom_async.storage import _sqlite_upcoming as due_next
-from mailstrom_async.storage._sqlite_calls import Call
-from mailstrom_async.storage._sqlite_commits import Commits
-from mailstrom_async.storage._sqlite_follower import Follower, OwnerLost
-from mailstrom_async.storage._sqlite_operations import Operation, T
-from mailstrom_async.storage._sqlite_owner import Owner
-from mailstrom_async.storage._sqlite_recent import Recent
-from mailstrom_async.storage._sqlite_share import Share
+from mailstrom_async.storage._sqlite import calls, outbox, queue
+from mailstrom_async.storage._sqlite import upcoming as due_next
+from mailstrom_async.storage._sqlite.calls import Call
+from mailstrom_async.storage._sqlite.commits import Commits
+from mailstrom_async.storage._sqlite.follower import Follower, OwnerLost
+from mailstrom_async.storage._sqlite.operations import Operation, T
+from mailstrom_async.storage._sqlite.owner import Owner
+from mailstrom_async.storage._sqlite.recent import Recent
+from mailstrom_async.storage._sqlite.share import Share
 from mailstrom_async.storage.base import Acceptance, Record, Recorded
 
 logger = logging.getLogger("mailstrom_async")
@@ -46,7 +44,7 @@ class SQLiteStorage:
     Connections of callers may write into the file as well: tables of their own, and, with `send_email(connection=...)`,
     mail into their own transactions. While one of those is open, everybody else who writes waits, for five seconds,
     and then gets a StorageError. The fault in SQLite up to 3.51.2 that can damage a file which several connections
-    write (sqlite.org/wal.html#walresetbug) has no occasion while a store has it open: see _sqlite_guard.py.
+    write (sqlite.org/wal.html#walresetbug) has no occasion while a store has it open: see _sqlite/guard.py.
 
     While the file changes hands, calls wait. A call whose answer was lost is made again, and stores nothing twice. If
     nobody answers for about ten seconds it raises StorageError, which says so if it may have been done.

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mailstrom_async import AlreadyQueued, MailerStateError, QueueFull, StorageError, StorageIncompatible
-from mailstrom_async.storage._sqlite_wire import (
+from mailstrom_async.storage._sqlite.wire import (
     FRAME_LIMIT,
     PIECE,
     BrokenFrame,

@@ -8,8 +8,8 @@ import asyncpg
 import pytest
 
 from mailstrom_async import MailerStateError, StorageError, StorageIncompatible
-from mailstrom_async.storage import _postgres_schema
-from mailstrom_async.storage._postgres_schema import MIGRATIONS
+from mailstrom_async.storage._postgres import schema as schema_room
+from mailstrom_async.storage._postgres.schema import MIGRATIONS
 from mailstrom_async.storage.postgres import PostgresStorage
 from mailstrom_async.testing._contract.ground import claim_one, delivered, email, record_of
 
@@ -61,7 +61,7 @@ async def test_a_store_of_an_older_version_is_brought_to_the_newest(
 ) -> None:
     """Row C27: with all that it holds, and it is used on as if it had always been new."""
     with monkeypatch.context() as patch:
-        patch.setattr(_postgres_schema, "MIGRATIONS", MIGRATIONS[:version])
+        patch.setattr(schema_room, "MIGRATIONS", MIGRATIONS[:version])
         await storage.open(NOW)
         await storage.aclose()
     await run(dsn, *(statement.replace("mailstrom.", f"{schema}.") for statement in OLD_MAIL))

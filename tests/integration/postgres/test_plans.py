@@ -8,10 +8,9 @@ from typing import Any
 import asyncpg
 import pytest
 
-from mailstrom_async.storage import _postgres_queue as queue
-from mailstrom_async.storage import _postgres_reads as reads
-from mailstrom_async.storage import _postgres_schema
-from mailstrom_async.storage._postgres_connection import Address, Row, Session, in_schema
+from mailstrom_async.storage._postgres import queue, reads
+from mailstrom_async.storage._postgres import schema as schema_room
+from mailstrom_async.storage._postgres.connection import Address, Row, Session, in_schema
 from mailstrom_async.storage.postgres import PostgresStorage
 from mailstrom_async.testing._contract.ground import INSTANT, NOW, email
 
@@ -88,7 +87,7 @@ async def test_a_migration_leaves_the_server_with_statistics(
 ) -> None:
     """Or it would guess about the new columns of a long queue, wrongly, until it looks by itself."""
     with monkeypatch.context() as patch:
-        patch.setattr(_postgres_schema, "MIGRATIONS", _postgres_schema.MIGRATIONS[:1])
+        patch.setattr(schema_room, "MIGRATIONS", schema_room.MIGRATIONS[:1])
         await storage.open(NOW)
         await storage.aclose()
     await connection.execute(

@@ -12,7 +12,7 @@ from typing import TypeVar
 import pytest
 
 from mailstrom_async.storage import SQLiteStorage
-from mailstrom_async.storage._sqlite_owner import Owner
+from mailstrom_async.storage._sqlite.owner import Owner
 from mailstrom_async.testing._contract.ground import NOW
 
 T = TypeVar("T")

@@ -8,7 +8,7 @@ import pytest
 from mailstrom_async import MailerStateError
 from mailstrom_async._envelope import Delivery
 from mailstrom_async.storage import SQLiteStorage
-from mailstrom_async.storage import _sqlite_queue as queue
+from mailstrom_async.storage._sqlite import queue
 from mailstrom_async.testing._contract.ground import ID, LEASE, NOW, SECOND, claim, email
 
 from .conftest import ask, owner_of

@@ -12,12 +12,11 @@ from mailstrom_async import PreparedEmail, Reply
 from mailstrom_async._queue.recipient import cancelled
 from mailstrom_async._status import Attempt, Deferred, Delivered, Outcome
 from mailstrom_async.storage import Acceptance, Due, Record
-from mailstrom_async.storage import _sqlite_bulk as bulk
-from mailstrom_async.storage import _sqlite_queue as queue
-from mailstrom_async.storage._sqlite_batches import make_batches
-from mailstrom_async.storage._sqlite_errors import Unusual
-from mailstrom_async.storage._sqlite_file import open_file
-from mailstrom_async.storage._sqlite_rows import LARGE, to_result
+from mailstrom_async.storage._sqlite import bulk, queue
+from mailstrom_async.storage._sqlite.batches import make_batches
+from mailstrom_async.storage._sqlite.errors import Unusual
+from mailstrom_async.storage._sqlite.file import open_file
+from mailstrom_async.storage._sqlite.rows import LARGE, to_result
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 LATER = NOW + timedelta(minutes=1)

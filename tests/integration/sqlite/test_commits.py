@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from mailstrom_async.storage import SQLiteStorage, _sqlite_owner, _sqlite_reads, _sqlite_settle, _sqlite_upcoming
-from mailstrom_async.storage import _sqlite_queue as queue
-from mailstrom_async.storage._sqlite_guard import Guard
-from mailstrom_async.storage._sqlite_operations import BATCH
-from mailstrom_async.storage._sqlite_recent import Recent
+from mailstrom_async.storage import SQLiteStorage
+from mailstrom_async.storage._sqlite import owner, queue, reads, settle, upcoming
+from mailstrom_async.storage._sqlite.guard import Guard
+from mailstrom_async.storage._sqlite.operations import BATCH
+from mailstrom_async.storage._sqlite.recent import Recent
 from mailstrom_async.storage.base import Due
 from mailstrom_async.testing._contract.ground import (
     ADA,
@@ -200,11 +200,11 @@ async def test_no_statement_of_the_queue_looks_at_what_it_does_not_return(store:
     fresh.add([email("11")], [Due(NOW, 12, "11.example", 1)], 0.0)
     operations: dict[str, Callable[[sqlite3.Connection], object]] = {
         "bringing forward": lambda db: queue.bring_forward(db, NOW, 4 * HOUR),
-        "upcoming": lambda db: _sqlite_upcoming.upcoming(db, 10, ()),
-        "upcoming, some excluded": lambda db: _sqlite_upcoming.upcoming(db, 10, {"1.example"}),
-        "what is in the way": lambda db: _sqlite_upcoming.is_obstructed(db, {"1.example"}),
-        "lining up": lambda db: _sqlite_upcoming.line_up(db, {"1.example"}),
-        "upcoming, some lined up": lambda db: _sqlite_upcoming.upcoming(db, 10, {"2.example"}),
+        "upcoming": lambda db: upcoming.upcoming(db, 10, ()),
+        "upcoming, some excluded": lambda db: upcoming.upcoming(db, 10, {"1.example"}),
+        "what is in the way": lambda db: upcoming.is_obstructed(db, {"1.example"}),
+        "lining up": lambda db: upcoming.line_up(db, {"1.example"}),
+        "upcoming, some lined up": lambda db: upcoming.upcoming(db, 10, {"2.example"}),
         "claim": queue.Claim([10, deliveries[1].id], "two", NOW + HOUR, NOW + 2 * HOUR),
         "claim in bulk": lambda db: queue.Claim.merge(db, [queue.Claim([11], "two", NOW + HOUR, NOW + 2 * HOUR)]),
         "claim, some fresh": lambda db: queue.Claim.merge(
@@ -218,14 +218,14 @@ async def test_no_statement_of_the_queue_looks_at_what_it_does_not_return(store:
         ),
         "cancel": lambda db: queue.cancel(db, "15", NOW),
         "hasten": lambda db: queue.hasten(db, "16", NOW),
-        "status": lambda db: _sqlite_reads.status(db, "3"),
-        "attempts": lambda db: _sqlite_reads.attempts(db, "3"),
-        "prepared": lambda db: _sqlite_reads.prepared(db, "4"),
-        "recent": lambda db: _sqlite_reads.recent(db, None, 5),
+        "status": lambda db: reads.status(db, "3"),
+        "attempts": lambda db: reads.attempts(db, "3"),
+        "prepared": lambda db: reads.prepared(db, "4"),
+        "recent": lambda db: reads.recent(db, None, 5),
         "taking up": lambda db: queue.take_up(db, NOW),
         "enqueue": lambda db: queue.enqueue(db, [email("new")], 100),
         "purge": lambda db: queue.purge(db, NOW),
-        "setting aside": lambda db: _sqlite_settle.Row.unclaimed(db, 17),
+        "setting aside": lambda db: settle.Row.unclaimed(db, 17),
     }
     # The first has one row; the second is in order, and left at the limit; the third is what the inner SELECT found;
     # the fourth what the batch named.
@@ -363,7 +363,7 @@ async def test_the_log_is_bounded_even_when_there_is_always_something_to_do(
 ):
     """Reading gets slower with its length; beyond the limit it is begun anew."""
     limit = 1_000_000
-    monkeypatch.setattr(_sqlite_owner, "WAL_LIMIT", limit)
+    monkeypatch.setattr(owner, "WAL_LIMIT", limit)
     wal = path.with_name("mail.db-wal")
     longest = 0
     for number in range(300):

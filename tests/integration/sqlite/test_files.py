@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from mailstrom_async import StorageError, StorageIncompatible
-from mailstrom_async.storage import SQLiteStorage, _sqlite_file, _sqlite_schema
+from mailstrom_async.storage import SQLiteStorage
+from mailstrom_async.storage._sqlite import file as file_room
+from mailstrom_async.storage._sqlite import schema
 from mailstrom_async.testing._contract.ground import ADA, ID, NOW, claim_one, delivered, email, record_of, states_of
 
 from .conftest import Program
@@ -132,9 +134,9 @@ async def test_a_log_whose_file_is_missing_is_not_thrown_away(path: Path):
 @pytest.mark.rule("C27", "a newer version is refused")
 async def test_a_store_of_a_newer_version_is_left_alone(path: Path, monkeypatch: pytest.MonkeyPatch):
     """Row C27: never misread."""
-    newer = (*_sqlite_schema.MIGRATIONS, ("ALTER TABLE messages ADD COLUMN priority INTEGER",))
+    newer = (*schema.MIGRATIONS, ("ALTER TABLE messages ADD COLUMN priority INTEGER",))
     with monkeypatch.context() as patch:
-        patch.setattr(_sqlite_file, "MIGRATIONS", newer)
+        patch.setattr(file_room, "MIGRATIONS", newer)
         storage = SQLiteStorage(path)
         await storage.open(NOW)
         await storage.aclose()
@@ -150,8 +152,8 @@ async def test_a_store_of_an_older_version_is_brought_to_the_newest(path: Path, 
     await storage.enqueue([email()])
     await storage.aclose()
     statements = ("ALTER TABLE attempts ADD COLUMN note TEXT", "CREATE INDEX attempts_note ON attempts (note)")
-    newer = (*_sqlite_schema.MIGRATIONS, statements, ("ALTER TABLE attempts ADD COLUMN other TEXT",))
-    monkeypatch.setattr(_sqlite_file, "MIGRATIONS", newer)
+    newer = (*schema.MIGRATIONS, statements, ("ALTER TABLE attempts ADD COLUMN other TEXT",))
+    monkeypatch.setattr(file_room, "MIGRATIONS", newer)
     await storage.open(NOW)
     await storage.record([record_of(await claim_one(storage), delivered())])
     status = await storage.status(ID)
@@ -163,14 +165,14 @@ async def test_a_store_of_an_older_version_is_brought_to_the_newest(path: Path, 
         assert connection.execute("SELECT note, other FROM attempts").fetchall() == [(None, None)]
 
 
-@pytest.mark.parametrize("version", range(1, len(_sqlite_schema.MIGRATIONS)))
+@pytest.mark.parametrize("version", range(1, len(schema.MIGRATIONS)))
 async def test_every_version_that_there_was_is_brought_to_the_newest(
     path: Path, version: int, monkeypatch: pytest.MonkeyPatch
 ):
     """Row C27: mail that was accepted before there were lanes is in the lane between."""
     with monkeypatch.context() as patch:
-        patch.setattr(_sqlite_file, "MIGRATIONS", _sqlite_schema.MIGRATIONS[:version])
-        _sqlite_file.open_file(path).close()
+        patch.setattr(file_room, "MIGRATIONS", schema.MIGRATIONS[:version])
+        file_room.open_file(path).close()
     with closing(sqlite3.connect(path)) as connection, connection:
         for statement in OLD_MAIL:
             connection.execute(statement)
@@ -209,7 +211,7 @@ async def test_a_migration_that_fails_changes_nothing(path: Path, monkeypatch: p
     before = path.read_bytes()
     with monkeypatch.context() as patch:
         broken = ("ALTER TABLE attempts ADD COLUMN note TEXT", "DROP TABLE contents", "SELECT nonsense")
-        patch.setattr(_sqlite_file, "MIGRATIONS", (*_sqlite_schema.MIGRATIONS, broken))
+        patch.setattr(file_room, "MIGRATIONS", (*schema.MIGRATIONS, broken))
         with pytest.raises(StorageError, match="nonsense"):
             await storage.open(NOW)
 

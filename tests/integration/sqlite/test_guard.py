@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from mailstrom_async.storage import SQLiteStorage, _sqlite_guard
-from mailstrom_async.storage._sqlite_file import open_file, wal_of
-from mailstrom_async.storage._sqlite_guard import Guard
+from mailstrom_async.storage import SQLiteStorage
+from mailstrom_async.storage._sqlite import guard as guard_room
+from mailstrom_async.storage._sqlite.file import open_file, wal_of
+from mailstrom_async.storage._sqlite.guard import Guard
 from mailstrom_async.testing._contract.ground import NOW, email
 
 CHECKPOINT = "PRAGMA wal_checkpoint(PASSIVE)"
@@ -192,7 +193,7 @@ def test_a_guard_that_ends_waits_for_somebody_in_the_midst_of_a_checkpoint(
 
 def test_a_guard_that_ends_does_not_wait_for_ever(world: World, monkeypatch: pytest.MonkeyPatch):
     """Somebody is stopped in the midst of a checkpoint; and a third one writes."""
-    monkeypatch.setattr(_sqlite_guard, "PATIENCE", 0.02)
+    monkeypatch.setattr(guard_room, "PATIENCE", 0.02)
     world.other.execute("BEGIN IMMEDIATE")
     with somebody_in_the_midst_of_a_checkpoint(world.path):
         world.guard.__exit__(None, None, None)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from mailstrom_async._envelope import LANES
-from mailstrom_async.storage import SQLiteStorage, _sqlite_file, _sqlite_upcoming
+from mailstrom_async.storage import SQLiteStorage
+from mailstrom_async.storage._sqlite import file, upcoming
 from mailstrom_async.storage.base import Due
 from mailstrom_async.testing._contract.ground import (
     HOUR,
@@ -29,8 +30,8 @@ SLOW, OTHERS = "slow.example", [f"{number}.example" for number in range(5)]
 @pytest.fixture(autouse=True)
 def small_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that few entries are many."""
-    monkeypatch.setattr(_sqlite_upcoming, "PASSED_AT_MOST", 20)
-    monkeypatch.setattr(_sqlite_upcoming, "MOVED_AT_ONCE", 10)
+    monkeypatch.setattr(upcoming, "PASSED_AT_MOST", 20)
+    monkeypatch.setattr(upcoming, "MOVED_AT_ONCE", 10)
 
 
 @pytest.fixture
@@ -135,7 +136,7 @@ async def test_there_are_never_too_many_lines(
     store: SQLiteStorage, backlog: list[Due], query: Query, monkeypatch: pytest.MonkeyPatch
 ):
     """Each costs a bit at every look; beyond the limit all else is passed over, and the answers are the same."""
-    monkeypatch.setattr(_sqlite_upcoming, "LINES_AT_MOST", 1)
+    monkeypatch.setattr(upcoming, "LINES_AT_MOST", 1)
     await clear(store, SLOW)
     for number in range(100):
         await store.enqueue([email(f"slower {number}", ["a@slower.example"], due_at=NOW - MINUTE)])
@@ -178,12 +179,12 @@ async def test_a_look_takes_the_same_few_statements_however_many_lines_there_are
 ):
     """Each hands the interpreter's lock over to the event loop's thread and back."""
     taken: list[str] = []
-    with closing(_sqlite_file.open_for_reading(path)) as connection:
+    with closing(file.open_for_reading(path)) as connection:
         connection.set_trace_callback(taken.append)
-        _sqlite_upcoming.upcoming(connection, 10)
+        upcoming.upcoming(connection, 10)
         without = len(taken)
         query("UPDATE deliveries SET lined_up = 1")
-        _sqlite_upcoming.upcoming(connection, 10)
+        upcoming.upcoming(connection, 10)
 
     assert len(taken) == 2 * without
 
@@ -192,12 +193,12 @@ async def test_who_asks_gets_an_answer_even_if_nothing_can_be_moved(
     path: Path, monkeypatch: pytest.MonkeyPatch, query: Query
 ):
     """Somebody holds a lock on the file: what is upcoming can be read all the same."""
-    monkeypatch.setattr(_sqlite_file, "BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(file, "BUSY_SECONDS", 0.05)
     store = SQLiteStorage(path)
     await store.open(NOW)
     await store.enqueue([email(f"{number}", [f"a@{SLOW}"]) for number in range(100)])
     (other,) = await store.enqueue([email("other", ["a@0.example"])])
-    with closing(_sqlite_file._connect(path, "rw")) as stranger:
+    with closing(file._connect(path, "rw")) as stranger:
         stranger.execute("BEGIN IMMEDIATE")
         found = await clear(store, SLOW)
         stranger.execute("ROLLBACK")

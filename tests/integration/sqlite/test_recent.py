@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from mailstrom_async import PreparedEmail
-from mailstrom_async.storage import Acceptance, SQLiteStorage, _sqlite_share
-from mailstrom_async.storage import _sqlite_queue as queue
-from mailstrom_async.storage import _sqlite_recent as recent_room
-from mailstrom_async.storage._sqlite_file import open_file
-from mailstrom_async.storage._sqlite_recent import KEPT_SECONDS, Recent
+from mailstrom_async.storage import Acceptance, SQLiteStorage
+from mailstrom_async.storage._sqlite import queue, share
+from mailstrom_async.storage._sqlite import recent as recent_room
+from mailstrom_async.storage._sqlite.file import open_file
+from mailstrom_async.storage._sqlite.recent import KEPT_SECONDS, Recent
 
 from .conftest import Query
 
@@ -160,7 +160,7 @@ async def test_a_store_that_delivers_no_more_keeps_nothing(store: SQLiteStorage,
     """What was kept when delivery was paused would stay for as long as that lasts."""
     await store.upcoming(10)
     dues = await store.enqueue([acceptance(1)])
-    monkeypatch.setattr(_sqlite_share, "IDLE_SECONDS", 0.0)
+    monkeypatch.setattr(share, "IDLE_SECONDS", 0.0)
     dues += await store.enqueue([acceptance(2)])
 
     assert store._recent.take([due.delivery_id for due in dues]) == {}

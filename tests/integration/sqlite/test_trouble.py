@@ -13,9 +13,9 @@ from mailstrom_async import StorageError
 from mailstrom_async._errors import AlreadyQueued
 from mailstrom_async._reply import Reply
 from mailstrom_async._status import Deferred
-from mailstrom_async.storage import SQLiteStorage, _sqlite_file
-from mailstrom_async.storage import _sqlite_queue as queue
-from mailstrom_async.storage._sqlite_owner import Owner
+from mailstrom_async.storage import SQLiteStorage
+from mailstrom_async.storage._sqlite import file, queue
+from mailstrom_async.storage._sqlite.owner import Owner
 from mailstrom_async.testing._contract.ground import (
     ADA,
     EVE,
@@ -119,7 +119,7 @@ async def test_a_failing_write_is_an_error_and_the_store_works_on(path: Path, pr
 @pytest.mark.rule("C10", "locked beyond the busy timeout: StorageError; works again afterwards")
 async def test_who_finds_the_file_locked_waits_and_is_told(path: Path, monkeypatch: pytest.MonkeyPatch):
     """Row C10: after the busy timeout an error with the remedy; reading goes on; later it works again."""
-    monkeypatch.setattr(_sqlite_file, "BUSY_SECONDS", 0.1)
+    monkeypatch.setattr(file, "BUSY_SECONDS", 0.1)
     store = SQLiteStorage(path)
     await store.open(NOW)
     await store.enqueue([email()])

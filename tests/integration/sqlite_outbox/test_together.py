@@ -15,7 +15,7 @@ import aiosqlite
 import pytest
 
 from mailstrom_async import Mailstrom, MessageNotFound, SQLiteStorage, StorageError
-from mailstrom_async.storage import _sqlite_file
+from mailstrom_async.storage._sqlite import file
 from mailstrom_async.testing import Gate, ManualClock, SMTPServer
 
 from .conftest import PATIENCE, Connect, config, email, message_id, recipient
@@ -98,7 +98,7 @@ async def test_other_mail_is_refused_while_a_transaction_is_open_too_long(
     path: Path, sink: SMTPServer, monkeypatch: pytest.MonkeyPatch
 ):
     """Who awaits another `send_email` within its own transaction would wait for itself: it is told what to end."""
-    monkeypatch.setattr(_sqlite_file, "BUSY_SECONDS", 0.1)
+    monkeypatch.setattr(file, "BUSY_SECONDS", 0.1)
     async with (
         Mailstrom(config(sink), SQLiteStorage(path), deliver=False) as owner,
         Mailstrom(config(sink), SQLiteStorage(path), deliver=False) as follower,
@@ -136,7 +136,7 @@ async def test_delivery_is_degraded_while_a_transaction_is_open_too_long_and_goe
     path: Path, sink: SMTPServer, monkeypatch: pytest.MonkeyPatch
 ):
     """A result that can't be recorded is kept, and recorded once."""
-    monkeypatch.setattr(_sqlite_file, "BUSY_SECONDS", 0.1)
+    monkeypatch.setattr(file, "BUSY_SECONDS", 0.1)
     sink.script["RCPT"] = gate = Gate()
     async with (
         Mailstrom(config(sink), SQLiteStorage(path)) as mailer,

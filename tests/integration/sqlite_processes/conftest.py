@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from mailstrom_async.storage import SQLiteStorage
-from mailstrom_async.storage._file_lock import locked
-from mailstrom_async.storage._sqlite_file import open_file
-from mailstrom_async.storage._sqlite_socket import listen
+from mailstrom_async.storage._sqlite.file import open_file
+from mailstrom_async.storage._sqlite.file_lock import locked
+from mailstrom_async.storage._sqlite.socket import listen
 from mailstrom_async.testing._contract.ground import NOW
 
 

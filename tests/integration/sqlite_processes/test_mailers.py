@@ -79,7 +79,7 @@ async def test_a_mailer_that_does_not_deliver_leaves_that_to_one_that_does(path,
 
 async def test_a_mailer_that_is_paused_leaves_delivery_to_another(path, server, monkeypatch):
     """After a while in which its engine was not seen."""
-    monkeypatch.setattr("mailstrom_async.storage._sqlite_share.IDLE_SECONDS", 0.1)
+    monkeypatch.setattr("mailstrom_async.storage._sqlite.share.IDLE_SECONDS", 0.1)
     first, owner = mailer(path, server)
     second, _ = mailer(path, server)
     async with first, second:

@@ -12,7 +12,7 @@ import pytest
 
 import mailstrom_async
 from mailstrom_async import StorageError
-from mailstrom_async.storage import _sqlite_follower
+from mailstrom_async.storage._sqlite import follower
 from mailstrom_async.testing._contract.ground import email
 
 from .conftest import becomes, opened, role
@@ -150,8 +150,8 @@ async def test_an_owner_whose_event_loop_is_busy_serves_the_others(path):
 
 async def test_an_owner_that_is_stopped_is_waited_for_some_seconds_only(path, monkeypatch):
     """The lock is still its own, so nobody may take over; whoever sends is told so. When it goes on, so does all."""
-    monkeypatch.setattr(_sqlite_follower, "SILENCE_SECONDS", 0.5)
-    monkeypatch.setattr(_sqlite_follower, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(follower, "SILENCE_SECONDS", 0.5)
+    monkeypatch.setattr(follower, "LOOK_SECONDS", 0.1)
     async with worker(path) as one, opened(path) as two:
         one.process.send_signal(signal.SIGSTOP)
         try:

@@ -8,10 +8,12 @@ from contextlib import suppress
 import pytest
 
 from mailstrom_async import AlreadyQueued, MailerStateError, QueueFull, StorageError, StorageInUse
-from mailstrom_async.storage import SQLiteStorage, _sqlite_follower, _sqlite_share
-from mailstrom_async.storage._file_lock import locked
-from mailstrom_async.storage._sqlite_socket import is_trusted, socket_of
-from mailstrom_async.storage._sqlite_wire import GREETING, Packed, frame
+from mailstrom_async.storage import SQLiteStorage
+from mailstrom_async.storage._sqlite import follower as follower_room
+from mailstrom_async.storage._sqlite import share
+from mailstrom_async.storage._sqlite.file_lock import locked
+from mailstrom_async.storage._sqlite.socket import is_trusted, socket_of
+from mailstrom_async.storage._sqlite.wire import GREETING, Packed, frame
 from mailstrom_async.testing._contract.ground import LEASE, NOW, email, states_of
 
 from .conftest import becomes, opened, role, scripted_owner
@@ -152,7 +154,7 @@ async def test_who_may_write_the_file_may_share_it(path):
 
 async def test_a_lock_file_that_somebody_removes_does_not_make_a_second_owner(path, monkeypatch):
     """As a cleaning script may do: who follows stays with the owner, and who comes finds it."""
-    monkeypatch.setattr(_sqlite_follower, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(follower_room, "LOOK_SECONDS", 0.01)
     async with opened(path) as first, opened(path) as second:
         path.with_name("mail.db.lock").unlink()
         async with opened(path) as third:
@@ -183,7 +185,7 @@ async def test_a_path_too_long_for_a_socket_is_shared_as_well(tmp_path):
 
 async def test_a_name_too_long_for_a_socket_serves_one_process(tmp_path, caplog, monkeypatch):
     """It says so in the log, and the second one is told why it gets nothing."""
-    monkeypatch.setattr(_sqlite_share, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(share, "PATIENCE_SECONDS", 0.1)
     path = tmp_path / ("m" * 120)
     async with opened(path) as first:
         await first.enqueue([email()])
@@ -259,7 +261,7 @@ async def test_an_owner_that_talks_nonsense_is_left(path, caplog):
 
 async def test_an_owner_of_another_version_is_named(path, monkeypatch):
     """Processes that don't understand each other don't try; the remedy is told."""
-    monkeypatch.setattr(_sqlite_share, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(share, "PATIENCE_SECONDS", 0.1)
 
     async def speak_the_next_version(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"mailstrom_async sqlite 999\n")
@@ -271,7 +273,7 @@ async def test_an_owner_of_another_version_is_named(path, monkeypatch):
 
 async def test_an_owner_that_can_not_be_reached_is_named(path, monkeypatch):
     """The lock is held and there is no socket: a program that locks without sharing."""
-    monkeypatch.setattr(_sqlite_share, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(share, "PATIENCE_SECONDS", 0.1)
     storage = SQLiteStorage(path)
     with locked(path), pytest.raises(StorageInUse, match=r"open in another process \(\d+\) .* can't be reached"):
         await storage.open(NOW)
@@ -283,8 +285,8 @@ async def test_an_owner_that_can_not_be_reached_is_named(path, monkeypatch):
 
 async def test_an_owner_that_says_nothing_is_not_waited_for_long(path, monkeypatch):
     """It may be stopped in a debugger: the caller hears that, and may send again with the same Message-ID."""
-    monkeypatch.setattr(_sqlite_follower, "SILENCE_SECONDS", 0.1)
-    monkeypatch.setattr(_sqlite_follower, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(follower_room, "SILENCE_SECONDS", 0.1)
+    monkeypatch.setattr(follower_room, "LOOK_SECONDS", 0.05)
 
     async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(GREETING)

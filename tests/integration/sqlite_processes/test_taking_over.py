@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from mailstrom_async import AlreadyQueued, StorageError
-from mailstrom_async.storage import Acceptance, SQLiteStorage, _sqlite_share
-from mailstrom_async.storage import _sqlite_queue as queue
-from mailstrom_async.storage._file_lock import locked
-from mailstrom_async.storage._sqlite_file import open_file
-from mailstrom_async.storage._sqlite_wire import GREETING
+from mailstrom_async.storage import Acceptance, SQLiteStorage
+from mailstrom_async.storage._sqlite import queue, share
+from mailstrom_async.storage._sqlite.file import open_file
+from mailstrom_async.storage._sqlite.file_lock import locked
+from mailstrom_async.storage._sqlite.wire import GREETING
 from mailstrom_async.testing._contract.ground import INSTANT, NOW, email, states_of
 
 from .conftest import becomes, opened, role, scripted_owner
@@ -158,7 +158,7 @@ async def test_when_nobody_takes_over_the_caller_hears_that_it_is_not_known(path
         await storage.open(NOW)
         sending = asyncio.create_task(storage.enqueue([email()]))
         await dying.died.wait()
-        monkeypatch.setattr(_sqlite_share, "PATIENCE_SECONDS", 0.1)
+        monkeypatch.setattr(share, "PATIENCE_SECONDS", 0.1)
     with locked(path), pytest.raises(StorageError, match=r"not known: repeat it with the same Message-ID"):
         await sending
     await storage.aclose()

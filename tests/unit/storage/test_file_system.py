@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from mailstrom_async import SQLiteStorage, StorageError
-from mailstrom_async.storage import _file_system
-from mailstrom_async.storage._file_system import file_system, refuse_network
+from mailstrom_async.storage._sqlite import file_system as file_system_room
+from mailstrom_async.storage._sqlite.file_system import file_system, refuse_network
 
 MOUNTS = """\
 22 1 0:21 / / rw,relatime shared:1 - ext4 /dev/vda1 rw
@@ -31,7 +31,7 @@ def test_the_type_of_a_file_system_is_read_from_the_mounts(device, kind):
 @pytest.mark.parametrize("kind", ["nfs", "nfs4", "cifs", "smb3", "ceph", "fuse.sshfs"])
 async def test_a_file_on_a_network_file_system_is_refused(tmp_path, monkeypatch, kind):
     """The remedy is told: a local disk, or PostgreSQL. Nothing is made there."""
-    monkeypatch.setattr(_file_system, "MOUNTS", mounts_with(tmp_path, kind))
+    monkeypatch.setattr(file_system_room, "MOUNTS", mounts_with(tmp_path, kind))
     folder = tmp_path / "mail"
     folder.mkdir()
     with pytest.raises(StorageError, match=rf"over a network \({kind}\).*local disk, or use PostgresStorage"):
@@ -43,14 +43,14 @@ async def test_a_file_on_a_network_file_system_is_refused(tmp_path, monkeypatch,
 @pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs", "tmpfs", "overlay", "9p"])
 def test_a_file_on_a_local_file_system_is_taken(tmp_path, monkeypatch, kind):
     """As is one in a directory that is not there: of that, whoever opens the file tells."""
-    monkeypatch.setattr(_file_system, "MOUNTS", mounts_with(tmp_path, kind))
+    monkeypatch.setattr(file_system_room, "MOUNTS", mounts_with(tmp_path, kind))
     refuse_network(tmp_path / "mail.db")
     refuse_network(tmp_path / "missing" / "mail.db")
 
 
 def test_where_the_system_has_no_such_table_every_file_is_taken(tmp_path, monkeypatch):
     """As on macOS."""
-    monkeypatch.setattr(_file_system, "MOUNTS", tmp_path / "missing")
+    monkeypatch.setattr(file_system_room, "MOUNTS", tmp_path / "missing")
     refuse_network(tmp_path / "mail.db")
 
 

@@ -7,11 +7,11 @@ import pytest
 
 from mailstrom_async import PreparedEmail, StorageError
 from mailstrom_async.storage import Acceptance
-from mailstrom_async.storage._postgres_accept import PARAMETERS, STATEMENT, STATEMENT_HERE, parameters
-from mailstrom_async.storage._postgres_connection import LONGEST_PAUSE, Address, back_off, in_schema
-from mailstrom_async.storage._postgres_errors import ConnectionLost, storage_error
-from mailstrom_async.storage._postgres_listener import PAUSE, _Calls
-from mailstrom_async.storage._postgres_rows import can_be_text
+from mailstrom_async.storage._postgres.accept import PARAMETERS, STATEMENT, STATEMENT_HERE, parameters
+from mailstrom_async.storage._postgres.connection import LONGEST_PAUSE, Address, back_off, in_schema
+from mailstrom_async.storage._postgres.errors import ConnectionLost, storage_error
+from mailstrom_async.storage._postgres.listener import PAUSE, _Calls
+from mailstrom_async.storage._postgres.rows import can_be_text
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 

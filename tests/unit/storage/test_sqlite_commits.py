@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from mailstrom_async import StorageError
-from mailstrom_async.storage import _sqlite_commits
-from mailstrom_async.storage._sqlite_commits import Commits
+from mailstrom_async.storage._sqlite import commits as commits_room
+from mailstrom_async.storage._sqlite.commits import Commits
 
 
 def answers(*given: int | Exception) -> tuple[Callable[[int], Awaitable[int]], list[int]]:
@@ -69,7 +69,7 @@ async def test_what_was_most_likely_rolled_back_is_given_up(monkeypatch: pytest.
     arrived, asked = answers(3)
     commits = Commits(arrived)
     with monkeypatch.context() as patch:
-        patch.setattr(_sqlite_commits, "PATIENCE", -1)
+        patch.setattr(commits_room, "PATIENCE", -1)
         commits.expect(1)
         await until_it_stops(commits)
     commits.expect(2)

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from mailstrom_async import StorageError
-from mailstrom_async.storage._sqlite_errors import Unusual
-from mailstrom_async.storage._sqlite_operations import Operation, Operations
+from mailstrom_async.storage._sqlite.errors import Unusual
+from mailstrom_async.storage._sqlite.operations import Operation, Operations
 
 
 @dataclass

@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 from mailstrom_async._errors import StorageError, StorageIncompatible
-from mailstrom_async.storage._sqlite_schema import APPLICATION_ID, MIGRATIONS
+from mailstrom_async.storage._sqlite.schema import APPLICATION_ID, MIGRATIONS
 
 BUSY_SECONDS = 5.0
 PAGES_IN_MEMORY = -16_384  # KiB: holds the inner nodes of all indexes of a million deliveries

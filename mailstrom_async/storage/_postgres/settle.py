@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from mailstrom_async._status import FINAL_STATES, Attempt
-from mailstrom_async.storage._postgres_connection import Session
-from mailstrom_async.storage._postgres_rows import UNFINISHED
+from mailstrom_async.storage._postgres.connection import Session
+from mailstrom_async.storage._postgres.rows import UNFINISHED
 from mailstrom_async.storage._rules import Result, final_at
 
 HELD = """

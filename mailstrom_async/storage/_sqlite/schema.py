@@ -99,7 +99,7 @@ _LANES = (
 )
 
 _LINES = (
-    # See _sqlite_upcoming.py.
+    # See upcoming.py.
     "ALTER TABLE deliveries ADD COLUMN lined_up INTEGER NOT NULL DEFAULT 0 CHECK (lined_up IN (0, 1))",
     "DROP INDEX deliveries_due",
     """

@@ -11,8 +11,8 @@ from mailstrom_async._envelope import PreparedEmail
 from mailstrom_async._errors import StorageError
 from mailstrom_async._status import Attempt, DeliveryResult, MessageStatus, RecipientStatus
 from mailstrom_async.storage._rules import lane_of, shown
-from mailstrom_async.storage._sqlite_errors import Unreadable
-from mailstrom_async.storage._sqlite_rows import reading, to_integer, to_result, to_time
+from mailstrom_async.storage._sqlite.errors import Unreadable
+from mailstrom_async.storage._sqlite.rows import reading, to_integer, to_result, to_time
 
 logger = logging.getLogger("mailstrom_async")
 

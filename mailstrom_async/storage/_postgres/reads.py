@@ -10,9 +10,9 @@ from pydantic import ValidationError
 from mailstrom_async._envelope import LANES, Lane, PreparedEmail
 from mailstrom_async._errors import StorageError
 from mailstrom_async._status import Attempt, DeliveryResult, MessageStatus, RecipientStatus
-from mailstrom_async.storage._postgres_connection import Row, Session
-from mailstrom_async.storage._postgres_errors import Unreadable
-from mailstrom_async.storage._postgres_rows import can_be_text, to_due, to_result
+from mailstrom_async.storage._postgres.connection import Row, Session
+from mailstrom_async.storage._postgres.errors import Unreadable
+from mailstrom_async.storage._postgres.rows import can_be_text, to_due, to_result
 from mailstrom_async.storage._rules import lane_of, shown
 from mailstrom_async.storage.base import Due
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from mailstrom_async._errors import MailstromError, StorageError
-from mailstrom_async.storage._sqlite_calls import CALLS, Call, Offer
-from mailstrom_async.storage._sqlite_operations import Operations
-from mailstrom_async.storage._sqlite_socket import listen, socket_of
-from mailstrom_async.storage._sqlite_wire import (
+from mailstrom_async.storage._sqlite.calls import CALLS, Call, Offer
+from mailstrom_async.storage._sqlite.operations import Operations
+from mailstrom_async.storage._sqlite.socket import listen, socket_of
+from mailstrom_async.storage._sqlite.wire import (
     ANSWER,
     FAULT,
     GREETING,

@@ -9,10 +9,10 @@ from mailstrom_async._envelope import Delivery
 from mailstrom_async._queue.recipient import cancelled
 from mailstrom_async._queue.retry import SKEW
 from mailstrom_async._status import MessageStatus
-from mailstrom_async.storage._postgres_connection import Session
-from mailstrom_async.storage._postgres_reads import status
-from mailstrom_async.storage._postgres_rows import can_be_text, pending_recipients, queued_messages, to_due
-from mailstrom_async.storage._postgres_settle import HELD, Ending, Locked, lock, settle
+from mailstrom_async.storage._postgres.connection import Session
+from mailstrom_async.storage._postgres.reads import status
+from mailstrom_async.storage._postgres.rows import can_be_text, pending_recipients, queued_messages, to_due
+from mailstrom_async.storage._postgres.settle import HELD, Ending, Locked, lock, settle
 from mailstrom_async.storage._rules import abandoned_attempt, abandoned_result, as_stored, lane_of, set_aside
 from mailstrom_async.storage.base import Due, Record, Recorded
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from mailstrom_async._errors import MailstromError, StorageError
-from mailstrom_async.storage._sqlite_errors import Unusual, storage_error
+from mailstrom_async.storage._sqlite.errors import Unusual, storage_error
 
 logger = logging.getLogger("mailstrom_async")
 

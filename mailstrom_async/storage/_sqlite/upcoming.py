@@ -14,7 +14,7 @@ from itertools import islice
 from typing import Any
 
 from mailstrom_async._envelope import LANES, Lane
-from mailstrom_async.storage._sqlite_rows import due
+from mailstrom_async.storage._sqlite.rows import due
 from mailstrom_async.storage.base import Due
 
 LINES_AT_MOST = 500
@@ -150,7 +150,7 @@ def destinations_in_line(connection: sqlite3.Connection) -> list[bytes]:
 
 
 def _read(connection: sqlite3.Connection, statement: str, *values: object) -> list[Any]:
-    """The rows of a statement that gives them as one JSON, in one step: see _sqlite_bulk.py."""
+    """The rows of a statement that gives them as one JSON, in one step: see bulk.py."""
     rows: list[Any] = json.loads(connection.execute(statement, values).fetchone()[0])
     return rows
 

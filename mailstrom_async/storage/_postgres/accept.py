@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from mailstrom_async._envelope import LANES, domain_of
 from mailstrom_async._errors import AlreadyQueued, MailstromError, QueueFull, StorageError
-from mailstrom_async.storage._postgres_connection import Connections, Session
-from mailstrom_async.storage._postgres_errors import ConnectionLost
-from mailstrom_async.storage._postgres_rows import to_due
+from mailstrom_async.storage._postgres.connection import Connections, Session
+from mailstrom_async.storage._postgres.errors import ConnectionLost
+from mailstrom_async.storage._postgres.rows import to_due
 from mailstrom_async.storage.base import Acceptance, Due
 
 BATCH = 256

@@ -3,7 +3,7 @@
 from datetime import datetime, timedelta
 
 from mailstrom_async._queue.portion import Portion
-from mailstrom_async.storage._postgres_connection import Session
+from mailstrom_async.storage._postgres.connection import Session
 
 # Who was seen in the future is no more alive than who was seen long ago: a clock was set back since.
 _ATTEND = """

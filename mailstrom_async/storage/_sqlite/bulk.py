@@ -1,8 +1,8 @@
 """Many rows in a few statements.
 
 What a batch has to write goes to SQLite as one JSON text for each table, in one statement for all of them: why, and
-what that does, is told in `_sqlite_batches`. What it has to read comes back as one JSON text, too. What is in any way
-unusual here is left to the operations of `_sqlite_queue`, which do the same row by row and say what is wrong where.
+what that does, is told in batches.py. What it has to read comes back as one JSON text, too. What is in any way
+unusual here is left to the operations of queue.py, which do the same row by row and say what is wrong where.
 """
 
 import json
@@ -17,9 +17,9 @@ from pydantic_core import PydanticSerializationError, to_json
 from mailstrom_async._envelope import LANES, Delivery, PendingRecipient, QueuedMessage, RecipientState
 from mailstrom_async._model import Frozen
 from mailstrom_async.storage._rules import destinations, final_times, lane_of
-from mailstrom_async.storage._sqlite_errors import Unusual
-from mailstrom_async.storage._sqlite_recent import Fresh
-from mailstrom_async.storage._sqlite_rows import LARGE, to_integer, to_time
+from mailstrom_async.storage._sqlite.errors import Unusual
+from mailstrom_async.storage._sqlite.recent import Fresh
+from mailstrom_async.storage._sqlite.rows import LARGE, to_integer, to_time
 from mailstrom_async.storage.base import Acceptance, Due, Record, Recorded
 
 FEW = 100

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mailstrom_async._errors import StorageError
-from mailstrom_async.storage._postgres_connection import (
+from mailstrom_async.storage._postgres.connection import (
     DRIVER_ERRORS,
     Address,
     Connection,
@@ -14,7 +14,7 @@ from mailstrom_async.storage._postgres_connection import (
     Session,
     back_off,
 )
-from mailstrom_async.storage._postgres_errors import storage_error
+from mailstrom_async.storage._postgres.errors import storage_error
 
 logger = logging.getLogger("mailstrom_async")
 

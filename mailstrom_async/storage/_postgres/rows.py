@@ -7,7 +7,7 @@ from pydantic import TypeAdapter
 
 from mailstrom_async._envelope import Due, PendingRecipient, QueuedMessage, RecipientState
 from mailstrom_async._status import DeliveryResult, Queued
-from mailstrom_async.storage._postgres_connection import Row, Session
+from mailstrom_async.storage._postgres.connection import Row, Session
 from mailstrom_async.storage._rules import lane_of
 
 UNFINISHED = "state NOT IN ('delivered', 'failed')"

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from mailstrom_async._errors import StorageError
-from mailstrom_async.storage._file_lock import is_locked
-from mailstrom_async.storage._sqlite_calls import Call
-from mailstrom_async.storage._sqlite_socket import connect
-from mailstrom_async.storage._sqlite_wire import (
+from mailstrom_async.storage._sqlite.calls import Call
+from mailstrom_async.storage._sqlite.file_lock import is_locked
+from mailstrom_async.storage._sqlite.socket import connect
+from mailstrom_async.storage._sqlite.wire import (
     ANSWER,
     LONGEST_GREETING,
     PIECE,

@@ -12,16 +12,16 @@ from functools import partial
 from pathlib import Path
 
 from mailstrom_async._errors import MailstromError, StorageError
-from mailstrom_async.storage import _sqlite_queue as queue
-from mailstrom_async.storage._file_lock import locked
-from mailstrom_async.storage._sqlite_batches import make_batches
-from mailstrom_async.storage._sqlite_calls import Call
-from mailstrom_async.storage._sqlite_door import Door
-from mailstrom_async.storage._sqlite_errors import storage_error
-from mailstrom_async.storage._sqlite_file import bring_up_to_date, open_file, open_for_reading, wal_of
-from mailstrom_async.storage._sqlite_follower import OwnerLost
-from mailstrom_async.storage._sqlite_guard import Guard
-from mailstrom_async.storage._sqlite_operations import Operation, Operations, T
+from mailstrom_async.storage._sqlite import queue
+from mailstrom_async.storage._sqlite.batches import make_batches
+from mailstrom_async.storage._sqlite.calls import Call
+from mailstrom_async.storage._sqlite.door import Door
+from mailstrom_async.storage._sqlite.errors import storage_error
+from mailstrom_async.storage._sqlite.file import bring_up_to_date, open_file, open_for_reading, wal_of
+from mailstrom_async.storage._sqlite.file_lock import locked
+from mailstrom_async.storage._sqlite.follower import OwnerLost
+from mailstrom_async.storage._sqlite.guard import Guard
+from mailstrom_async.storage._sqlite.operations import Operation, Operations, T
 
 logger = logging.getLogger("mailstrom_async")
 

@@ -9,8 +9,8 @@ from datetime import datetime
 from mailstrom_async._envelope import Delivery
 from mailstrom_async._status import FINAL_STATES, Attempt
 from mailstrom_async.storage._rules import Result, abandoned_attempt, abandoned_result, final_at, set_aside
-from mailstrom_async.storage._sqlite_errors import Unreadable
-from mailstrom_async.storage._sqlite_rows import (
+from mailstrom_async.storage._sqlite.errors import Unreadable
+from mailstrom_async.storage._sqlite.rows import (
     destination_of,
     pending_recipients,
     reading,

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, cast
 
 from mailstrom_async._errors import AlreadyQueued, MailstromError, QueueFull, StorageError, UnusableConnection
-from mailstrom_async.storage._postgres_accept import PARAMETERS, SIZE, STATEMENT, first_repeated, parameters
-from mailstrom_async.storage._postgres_connection import OWN_KIND, Address, Connection, Row, in_schema
-from mailstrom_async.storage._postgres_errors import storage_error
+from mailstrom_async.storage._postgres.accept import PARAMETERS, SIZE, STATEMENT, first_repeated, parameters
+from mailstrom_async.storage._postgres.connection import OWN_KIND, Address, Connection, Row, in_schema
+from mailstrom_async.storage._postgres.errors import storage_error
 from mailstrom_async.storage.base import Acceptance
 
 NO_TRANSACTION = "25P01"

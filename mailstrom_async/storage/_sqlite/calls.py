@@ -14,11 +14,10 @@ from pydantic import TypeAdapter
 from mailstrom_async._envelope import Due, Lane, PreparedEmail
 from mailstrom_async._immutable import immutable
 from mailstrom_async._status import Attempt, MessageStatus
-from mailstrom_async.storage import _sqlite_queue as queue
-from mailstrom_async.storage import _sqlite_reads as reads
-from mailstrom_async.storage._sqlite_operations import Operation
-from mailstrom_async.storage._sqlite_rows import to_integer, to_time
-from mailstrom_async.storage._sqlite_wire import Packed
+from mailstrom_async.storage._sqlite import queue, reads
+from mailstrom_async.storage._sqlite.operations import Operation
+from mailstrom_async.storage._sqlite.rows import to_integer, to_time
+from mailstrom_async.storage._sqlite.wire import Packed
 from mailstrom_async.storage.base import Acceptance
 
 T = TypeVar("T")

@@ -14,19 +14,19 @@ from mailstrom_async._immutable import immutable
 from mailstrom_async._queue.recipient import cancelled
 from mailstrom_async._queue.retry import SKEW
 from mailstrom_async._status import MessageStatus
-from mailstrom_async.storage import _sqlite_bulk as bulk
 from mailstrom_async.storage._rules import as_stored, destinations
-from mailstrom_async.storage._sqlite_errors import Unreadable, Unusual
-from mailstrom_async.storage._sqlite_reads import key_of, status
-from mailstrom_async.storage._sqlite_recent import Fresh
-from mailstrom_async.storage._sqlite_rows import (
+from mailstrom_async.storage._sqlite import bulk
+from mailstrom_async.storage._sqlite.errors import Unreadable, Unusual
+from mailstrom_async.storage._sqlite.reads import key_of, status
+from mailstrom_async.storage._sqlite.recent import Fresh
+from mailstrom_async.storage._sqlite.rows import (
     destination_of,
     due,
     pending_recipients,
     queued_message,
     to_integer,
 )
-from mailstrom_async.storage._sqlite_settle import (
+from mailstrom_async.storage._sqlite.settle import (
     Row,
     abandon,
     end_claim,
@@ -35,8 +35,8 @@ from mailstrom_async.storage._sqlite_settle import (
     settle,
     settle_all,
 )
-from mailstrom_async.storage._sqlite_steps import Content, Repeated, Statement, Steps, carry_out
-from mailstrom_async.storage._sqlite_upcoming import destinations_in_line
+from mailstrom_async.storage._sqlite.steps import Content, Repeated, Statement, Steps, carry_out
+from mailstrom_async.storage._sqlite.upcoming import destinations_in_line
 from mailstrom_async.storage.base import Acceptance, Due, Record, Recorded
 
 logger = logging.getLogger("mailstrom_async")

@@ -17,9 +17,9 @@ from typing import Any, Protocol
 import anyio
 
 from mailstrom_async._errors import MailstromError, StorageError, UnusableConnection
-from mailstrom_async.storage._sqlite_errors import primary_code, storage_error
-from mailstrom_async.storage._sqlite_queue import accepting
-from mailstrom_async.storage._sqlite_steps import Content, Repeated, Rows, Statement, Step, Steps, do
+from mailstrom_async.storage._sqlite.errors import primary_code, storage_error
+from mailstrom_async.storage._sqlite.queue import accepting
+from mailstrom_async.storage._sqlite.steps import Content, Repeated, Rows, Statement, Step, Steps, do
 from mailstrom_async.storage.base import Acceptance, Due
 
 _KINDS = "sqlite3's Connection, aiosqlite's Connection, and SQLAlchemy's AsyncConnection and AsyncSession on aiosqlite"

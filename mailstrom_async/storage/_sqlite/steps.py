@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Generator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from mailstrom_async.storage._sqlite_rows import write_content
+from mailstrom_async.storage._sqlite.rows import write_content
 
 T = TypeVar("T")
 

@@ -14,7 +14,7 @@ from mailstrom_async._envelope import PendingRecipient, QueuedMessage, Recipient
 from mailstrom_async._model import Frozen
 from mailstrom_async._status import Attempt, DeliveryResult, Queued
 from mailstrom_async.storage._rules import lane_of
-from mailstrom_async.storage._sqlite_errors import Unreadable, primary_code
+from mailstrom_async.storage._sqlite.errors import Unreadable, primary_code
 from mailstrom_async.storage.base import Due
 
 LARGE = 1024 * 1024

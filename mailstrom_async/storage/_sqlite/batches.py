@@ -3,7 +3,7 @@
 Each step of a statement lets go of the interpreter's lock and has to get it back from the event loop's thread. With a
 statement for each table, a batch spent more time on that than on its rows, and made the event loop wait as often.
 
-The values are JSON: arrays of arrays, whose columns are numbered here as `_sqlite_bulk` writes them. A trigger fails as
+The values are JSON: arrays of arrays, whose columns are numbered here as bulk.py writes them. A trigger fails as
 a whole, with nothing done.
 """
 

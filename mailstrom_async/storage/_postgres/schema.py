@@ -10,7 +10,7 @@ in one order, messages before deliveries and each by its key, so that processes 
 import re
 
 from mailstrom_async._errors import StorageError, StorageIncompatible
-from mailstrom_async.storage._postgres_connection import Session
+from mailstrom_async.storage._postgres.connection import Session
 
 OLDEST = 13
 """The oldest release that we test our statements with is younger; this one has all that they need."""

@@ -10,10 +10,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from mailstrom_async._errors import StorageError, StorageInUse
-from mailstrom_async.storage._file_lock import holder_of, is_locked
-from mailstrom_async.storage._file_system import refuse_network
-from mailstrom_async.storage._sqlite_follower import Follower, Unreachable
-from mailstrom_async.storage._sqlite_owner import Owner
+from mailstrom_async.storage._sqlite.file_lock import holder_of, is_locked
+from mailstrom_async.storage._sqlite.file_system import refuse_network
+from mailstrom_async.storage._sqlite.follower import Follower, Unreachable
+from mailstrom_async.storage._sqlite.owner import Owner
 
 logger = logging.getLogger("mailstrom_async")
 

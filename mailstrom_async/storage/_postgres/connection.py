@@ -1,7 +1,7 @@
 """Connections to PostgreSQL: made when they are needed, kept, given up when they break, and made again.
 
 Nothing here is kept on the server between two transactions, so a PgBouncer in transaction mode may stand in between.
-The one exception is the listener, in `_postgres_listener`.
+The one exception is the listener, in listener.py.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar, cast
 from urllib.parse import urlsplit
 
 from mailstrom_async._errors import StorageError
-from mailstrom_async.storage._postgres_errors import AGAIN, ConnectionLost, storage_error
+from mailstrom_async.storage._postgres.errors import AGAIN, ConnectionLost, storage_error
 
 try:
     import asyncpg  # type: ignore[import-untyped]

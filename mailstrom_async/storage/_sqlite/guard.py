@@ -28,7 +28,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from mailstrom_async.storage._sqlite_file import open_for_reading
+from mailstrom_async.storage._sqlite.file import open_for_reading
 
 PATIENCE = 1.0
 """Seconds in which a checkpoint of somebody else's should have ended when the store closes."""
