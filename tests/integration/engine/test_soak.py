@@ -1,7 +1,8 @@
 """Many messages, servers that do whatever comes to their mind, and a mailer that is started and stopped all the time.
 
 Chance decides what each server does at each moment, and when something is cancelled, hastened, paused or restarted.
-Then the weather clears, everything comes to its end, and set arithmetic shows whether the promises were kept.
+Now and then the weather clears, and everything comes to its end; at last set arithmetic shows whether the promises were
+kept.
 """
 
 import asyncio
@@ -9,18 +10,33 @@ import os
 import re
 import sqlite3
 from collections import Counter
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from random import Random
 
 import pytest
 
-from mailstrom_async import Config, Limits, Mailstrom, MemoryStorage, RetryPolicy, SQLiteStorage, Timeouts
+from mailstrom_async import (
+    Config,
+    Email,
+    Lane,
+    Limits,
+    LimitsFor,
+    MailerStateError,
+    Mailstrom,
+    MemoryStorage,
+    Rate,
+    RetryPolicy,
+    SQLiteStorage,
+    StorageError,
+    Timeouts,
+)
 from mailstrom_async.testing import (
     Close,
     Context,
     FakeInternet,
+    Fault,
     ManualClock,
     Reply,
     Reset,
@@ -32,10 +48,16 @@ from mailstrom_async.testing import (
 from .conftest import DAY, MINUTE, SECOND, email
 
 SEEDS = range(int(os.environ.get("MAILSTROM_TEST_SOAK_SEEDS", "2")))
-ROUNDS = 12
+STORMS = 3
+ROUNDS = 3
 BATCH = 12
+LEASE = 10 * MINUTE
 DOMAINS = {"one.example": 1, "two.example": 1, "three.example": 2, "four.example": 3, "five.example": 4}
 """Each with the number of its exchanger; the first two are one site."""
+
+LANES: list[Lane] = ["auth", "default", "bulk"]
+
+EXTENSIONS = {1: ("PIPELINING", "8BITMIME"), 2: ("PIPELINING", "CHUNKING"), 3: ("PIPELINING", "CHUNKING"), 4: ()}
 
 RANK = {"queued": 0, "deferred": 1, "delivered": 2, "failed": 2}
 TRANSACTION = ("MAIL", "RCPT", "DATA", "end of data")
@@ -56,6 +78,12 @@ class Weather:
     def script(self, server: SMTPServer) -> None:
         for moment in ("greeting", "EHLO", *TRANSACTION):
             server.script[moment] = self.act
+
+    def dns(self, internet: FakeInternet) -> None:
+        """Some names can't be looked up for a while."""
+        for server in internet.exchangers.values():
+            fails = self.bad and self.chance.random() < 0.3
+            internet.dns.records[server.name] = Fault.SERVFAIL if fails else {"A": [server.host]}
 
     def act(self, context: Context) -> object:
         sender = context.sender or next(iter(SENDER.findall(context.command)), "nobody")
@@ -85,6 +113,7 @@ class World:
     """What was seen, by the servers and by whoever asked the mailer."""
 
     sent: dict[str, tuple[str, frozenset[str]]] = field(default_factory=dict)  # by Message-ID: sender and recipients
+    unsure: dict[str, tuple[str, frozenset[str]]] = field(default_factory=dict)  # the same, of callers who gave up
     cancelled: set[str] = field(default_factory=set)
     known: dict[Recipient, tuple[str, int]] = field(default_factory=dict)  # state and attempts, as seen last
     under_way: dict[Recipient, Context] = field(default_factory=dict)
@@ -125,6 +154,8 @@ class World:
         """Read all statuses (I1, I2, I11, I18); whether all are completed."""
         expected = dict(self.sent)
         statuses = {s.message_id: s for s in await mailer.query_recent(since=clock.now() - 999 * DAY, limit=10**6)}
+        for message_id in statuses.keys() & self.unsure.keys():
+            self.sent[message_id] = expected[message_id] = self.unsure.pop(message_id)
         if missing := expected.keys() - statuses.keys():
             self.broken.append(f"I1, I18: {missing} are not known any more")
         for message_id, (sender, recipients) in expected.items():
@@ -150,6 +181,8 @@ class Soak:
         self.weather = Weather(self.chance, self.world)
         self.internet = internet
         self.storage = storage
+        self.number = 0
+        self.calls: list[tuple[asyncio.Task[str], str]] = []
         self.mailer = self.build()
 
     def build(self) -> Mailstrom:
@@ -158,30 +191,72 @@ class Soak:
             delivery=self.internet.delivery,
             tls="none",
             retry=RetryPolicy(base_delay=SECOND, max_delay=MINUTE),
-            limits=Limits(
-                connections=6, connections_per_host=2, messages_per_connection=7, recipients_per_transaction=3
-            ),
+            limits=self.limits(),
             timeouts=Timeouts(idle=timedelta(milliseconds=50)),
-            lease=10 * MINUTE,
+            lease=LEASE,
         )
         return Mailstrom(config, self.storage, clock=self.clock)
 
+    def limits(self) -> Limits:
+        """Others after each restart."""
+        chance = self.chance
+        return Limits(
+            connections=chance.randint(1, 6),
+            connections_per_host=chance.randint(1, 3),
+            messages_per_connection=chance.choice([1, 2, 7, 100]),
+            recipients_per_transaction=chance.randint(1, 3),
+            bdat_window=chance.choice([0, 0, 3]),
+            rate=chance.choice([None, None, Rate(messages=3, per=timedelta(milliseconds=10))]),
+            overrides=chance.choice([(), (LimitsFor(domain="two.example", connections_per_host=1),)]),
+            hosts_per_attempt=chance.randint(1, 3),
+            bytes_in_flight=chance.choice([1, 200_000, 64 * 1024 * 1024]),
+        )
+
+    def compose(self) -> tuple[Email, tuple[str, frozenset[str]]]:
+        self.number += 1
+        sender = f"s{self.number}@app.example.org"
+        domains = self.chance.sample(sorted(DOMAINS), self.chance.choice([1, 1, 2, 3]))
+        names = "abc"[: self.chance.randint(1, 3)]
+        to = [f"{name}{self.number}@{domain}" for domain in domains for name in names]
+        text = f"{self.number} " * self.chance.choice([1, 500, 50_000])
+        message_id = f"{self.number}@id.example"
+        return email(to, from_=sender, text=text, message_id=message_id), (sender, frozenset(to))
+
     async def send(self) -> None:
-        emails, meant = [], []
-        for _ in range(BATCH):
-            number = len(self.world.sent) + len(emails)
-            sender = f"s{number}@app.example.org"
-            domains = self.chance.sample(sorted(DOMAINS), self.chance.randint(1, 3))
-            to = [f"{name}{number}@{domain}" for domain in domains for name in "abc"[: self.chance.randint(1, 3)]]
-            emails.append(email(to, from_=sender, text=f"{number} " * self.chance.choice([1, 500, 50_000])))
-            meant.append((sender, frozenset(to)))
-        for message_id, what in zip(await self.mailer.send_emails(emails), meant, strict=True):
-            self.world.sent[message_id] = what
+        """Many at once, or each for itself, of which some callers do not wait for the end."""
+        composed = [self.compose() for _ in range(BATCH)]
+        if self.chance.random() < 0.3:
+            await self.mailer.send_emails([one for one, _ in composed], lane=self.chance.choice(LANES))
+            self.world.sent.update({one.message_id: meant for one, meant in composed})
+            return
+        for one, meant in composed:
+            self.world.unsure[one.message_id] = meant
+            later = self.clock.now() + self.chance.choice([-1, 0, 1]) * SECOND
+            not_before, lane = self.chance.choice([None, None, later]), self.chance.choice(LANES)
+            call = asyncio.create_task(self.mailer.send_email(one, lane=lane, not_before=not_before))
+            self.calls.append((call, one.message_id))
+        for call, _ in self.chance.sample(self.calls, self.chance.randrange(4)):
+            await self.turns(10)
+            call.cancel()
+
+    async def turns(self, most: int) -> None:
+        for _ in range(self.chance.randrange(most)):
+            await asyncio.sleep(0)
+
+    async def hear(self) -> None:
+        """What became of the calls. One that was cancelled, or whose mailer was closed, may have sent or not."""
+        for call, message_id in self.calls:
+            with suppress(asyncio.CancelledError, MailerStateError, StorageError):
+                await call
+                if message_id in self.world.unsure:
+                    self.world.sent[message_id] = self.world.unsure.pop(message_id)
+        self.calls.clear()
 
     async def interfere(self) -> None:
         """Do something that an operator, or the machine, might do."""
-        message_id = self.chance.choice(sorted(self.world.sent))
-        match self.chance.randrange(6):
+        known = sorted(self.world.sent)
+        message_id = self.chance.choice(known) if known else ""
+        match self.chance.randrange(0 if known else 2, 7):
             case 0:
                 self.world.cancelled.add(self.world.sent[message_id][0])
                 await self.mailer.cancel(message_id)
@@ -196,25 +271,42 @@ class Soak:
                 await self.mailer.__aenter__()
             case 4:
                 self.clock.advance(self.chance.choice([SECOND, MINUTE]))
+            case 5:
+                self.weather.dns(self.internet)
             case _:
-                for _ in range(self.chance.randrange(200)):
-                    await asyncio.sleep(0)
+                await self.turns(200)
 
     async def run(self) -> None:
         await self.mailer.__aenter__()
         try:
-            for _ in range(ROUNDS):
+            for _ in range(STORMS):
+                self.weather.bad = True
+                for _ in range(ROUNDS):
+                    await self.send()
+                    for _ in range(6):
+                        await self.interfere()
+                        await self.world.look(self.mailer, self.clock)
+                    await self.hear()
+                self.weather.bad = False
+                self.weather.dns(self.internet)
                 await self.send()
-                for _ in range(6):
-                    await self.interfere()
-                    await self.world.look(self.mailer, self.clock)
-            self.weather.bad = False
-            async with asyncio.timeout(30):
-                while not await self.world.look(self.mailer, self.clock):
-                    self.clock.advance(SECOND)
-                    await asyncio.sleep(0.001)
+                await self.hear()
+                await self.finish()
         finally:
             await self.mailer.aclose()
+
+    async def finish(self) -> None:
+        """Wait for the end of everything. The clock goes on while nothing moves, but not to the end of a lease: nothing
+        is to wait for that while its mailer lives."""
+        until = self.clock.now() + LEASE - SECOND
+        seen: dict[Recipient, tuple[str, int]] = {}
+        async with asyncio.timeout(60):
+            while not await self.world.look(self.mailer, self.clock):
+                if seen == self.world.known:
+                    self.clock.advance(SECOND)
+                    assert self.clock.now() < until, [who for who, (state, _) in seen.items() if RANK[state] < 2]
+                seen = dict(self.world.known)
+                await asyncio.sleep(0.02)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -222,9 +314,9 @@ class Soak:
 async def test_whatever_happens_the_promises_are_kept(tmp_path, kind, seed):
     """I1, I2, I4, I5, I6, I7, I9, I10, I11, I15, I16 and I18, and nothing is left behind."""
     storage = MemoryStorage() if kind == "memory" else SQLiteStorage(tmp_path / "mail.db")
-    async with FakeInternet(ttl=3600) as internet:
+    async with FakeInternet(ttl=30) as internet:
         for number in set(DOMAINS.values()):
-            await internet.exchanger(f"mx{number}.example", extensions=("PIPELINING", "8BITMIME") if number < 4 else ())
+            await internet.exchanger(f"mx{number}.example", extensions=EXTENSIONS[number])
         for domain, number in DOMAINS.items():
             internet.domain(domain, mx=[f"mx{number}.example"] + (["mx1.example"] if number == 3 else []))
         others = asyncio.all_tasks()
@@ -300,3 +392,6 @@ async def judge(soak: Soak, messages) -> None:
                 broken.append(f"I9: {sender} has sent different contents")
             if extra := {address for who, address in copies if who == sender} - recipients:
                 broken.append(f"I10: {sender} went to {extra}, too")
+    for sender, _ in soak.world.unsure.values():
+        if sender in contents:
+            broken.append(f"I1: {sender} has sent what nobody knows")
