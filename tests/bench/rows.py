@@ -17,6 +17,7 @@ import imports
 import large
 import million
 import postfix
+import processes
 import rtt
 import sick
 import throughput
@@ -85,6 +86,8 @@ PROGRAMS: dict[str, Program] = {
     "aiosmtplib, 2 KiB": lambda share: bare.measure(part(4000, share)),
     "ready bytes, 2 KiB": ours("ready", 10_000),
     "ready bytes, 2 KiB, uvloop": ours("ready", 10_000, uvloop=True),
+    "ready bytes, 2 KiB, two files": lambda share: processes.measure(part(10_000, share), shared=False),
+    "ready bytes, 2 KiB, one file": lambda share: processes.measure(part(10_000, share), shared=True),
     "Email, 2 KiB": ours("small", 8000),
     "Email, 2 KiB, DKIM": ours("small", 5000, signed=True),
     "Postfix, 50 KiB": through_postfix(1500, 51_200),
@@ -111,6 +114,8 @@ GROUPS = [
                 "durable end to end, ready bytes 2 KiB, asyncio / Postfix", Figure("ready bytes, 2 KiB"), RATE_2, 6, 10
             ),
             Row("the same on uvloop / Postfix", Figure("ready bytes, 2 KiB, uvloop"), RATE_2, 10, 20),
+            Row("the same in two processes, a file each / Postfix", Figure("ready bytes, 2 KiB, two files"), RATE_2),
+            Row("the same in two processes, one file / Postfix", Figure("ready bytes, 2 KiB, one file"), RATE_2),
             Row(
                 "the same on asyncio / bare aiosmtplib loop, 16 connections, nothing stored",
                 Figure("ready bytes, 2 KiB"),
