@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,9 +61,12 @@ class CommandLine:
 
 
 @pytest.fixture
-def command(tmp_path) -> CommandLine:
+def command(tmp_path) -> Iterator[CommandLine]:
     """Runs `mailstrom-async ...`."""
-    return CommandLine(tmp_path)
+    # Where the tests run in the background Control-C may be ignored, and what they start would inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield CommandLine(tmp_path)
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
