@@ -7,7 +7,18 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import idna
-from pydantic import AfterValidator, BeforeValidator, Field, FilePath, SecretStr, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    FilePath,
+    SecretStr,
+    Tag,
+    field_validator,
+    model_validator,
+)
+from pydantic.json_schema import SkipJsonSchema
 
 from mailstrom_async._model import Frozen
 
@@ -89,9 +100,14 @@ def _check_domain(name: str) -> str:
     return _check_host_name(name)
 
 
+def _one_or_more(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
 HostName = Annotated[str, AfterValidator(_check_host)]
 HeloName = Annotated[str, AfterValidator(_check_helo_name)]
 Nameserver = Annotated[str, AfterValidator(_check_nameserver)]
+Nameservers = Annotated[Sequence[Nameserver], BeforeValidator(_one_or_more), AfterValidator(tuple)]
 Network = Annotated[str, AfterValidator(_check_network)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Positive = Annotated[timedelta, AfterValidator(_check_positive)]
@@ -102,9 +118,9 @@ class DirectDelivery(Frozen):
     """Deliver to the recipients' own mail exchangers."""
 
     port: Port = 25
-    nameservers: tuple[Nameserver, ...] = ()
+    nameservers: Nameservers = ()
     """ "ip", "ip:port", or "google", "cloudflare", "quad9"; none: the system's."""
-    allowed_networks: tuple[Network, ...] = ()
+    allowed_networks: Annotated[Sequence[Network], BeforeValidator(_one_or_more), AfterValidator(tuple)] = ()
     """Private or loopback networks in which a mail exchanger may lie. None by default: whoever controls the DNS of a
     recipient's domain would otherwise choose which of our internal hosts we talk to."""
 
@@ -120,11 +136,11 @@ class RelayDelivery(Frozen):
     `Config.tls` says."""
     username: str | None = None
     password: SecretStr | None = None
-    oauth_token: Callable[[], Awaitable[str]] | None = Field(default=None, repr=False)
+    oauth_token: SkipJsonSchema[Callable[[], Awaitable[str]]] | None = Field(default=None, repr=False)
     """An async callable that returns a fresh XOAUTH2 token."""
-    fallbacks: tuple[HostName, ...] = ()
+    fallbacks: Annotated[Sequence[HostName], BeforeValidator(_one_or_more), AfterValidator(tuple)] = ()
     """Relays to use, in this order, where the first can't be reached. Same port, security and credentials."""
-    nameservers: tuple[Nameserver, ...] = ()
+    nameservers: Nameservers = ()
 
     @model_validator(mode="after")
     def _credentials_are_whole_and_safe(self) -> Self:
@@ -138,9 +154,23 @@ class RelayDelivery(Frozen):
         return self
 
 
-def _pem_or_path(value: object) -> object:
-    if isinstance(value, bytes):
-        value = value.decode("ascii", "replace")
+def _kind_of_delivery(value: object) -> str:
+    """Of which one the errors are to tell, in place of all that is wrong with it as either."""
+    relay = isinstance(value, RelayDelivery) or (isinstance(value, dict) and "host" in value)
+    return "relay" if relay else "direct"
+
+
+Delivery = Annotated[
+    Annotated[DirectDelivery, Tag("direct")] | Annotated[RelayDelivery, Tag("relay")],
+    Discriminator(_kind_of_delivery),
+]
+
+
+def _text(value: object) -> object:
+    return value.decode("ascii", "replace") if isinstance(value, bytes) else value
+
+
+def _pem_or_path(value: SecretStr | Path | str) -> SecretStr | Path:
     if isinstance(value, str):
         return SecretStr(value) if "-----BEGIN" in value or "\n" in value else Path(value)
     return value
@@ -156,7 +186,7 @@ class DKIMKey(Frozen):
     domain: Annotated[str, AfterValidator(_check_domain)]
     selector: Annotated[str, AfterValidator(_check_host_name)]
     """The key's name: its record is at SELECTOR._domainkey.DOMAIN."""
-    private_key: Annotated[SecretStr | Path | str, BeforeValidator(_pem_or_path)]
+    private_key: Annotated[str | SecretStr | Path, BeforeValidator(_text), AfterValidator(_pem_or_path)]
     """In PEM form, without a password: RSA of 2048 to 4096 bits, or Ed25519; or the path of a file that holds it. It is
     read when the mailer is entered."""
 
@@ -307,7 +337,7 @@ class Config(Frozen):
 
     helo_name: HeloName
     """The name of this host as the world knows it, for EHLO and for new Message-IDs. Receivers look it up."""
-    delivery: DirectDelivery | RelayDelivery = DirectDelivery()
+    delivery: Delivery = DirectDelivery()
     tls: TLSPolicy = "may"
     """ "none": never. "may": where offered, any certificate (RFC 7435), else plaintext. "encrypt": TLS or deferred.
     "verify": TLS with a valid certificate for the host's name, or deferred."""

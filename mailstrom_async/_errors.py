@@ -78,16 +78,18 @@ class QueueFull(MailstromError):
 class MessageNotFound(MailstromError, LookupError):
     """No message with this Message-ID was accepted here, or it was purged."""
 
-    def __init__(self, message_id: str, missing: str = "message") -> None:
+    def __init__(self, message_id: str, missing: str = "message", why: str = "never accepted here, or purged") -> None:
         # A foreign id may be anything, of any length: it is quoted and cut before it gets into a log.
-        super().__init__(f"no {missing} with the Message-ID {message_id[:200]!r}: never accepted here, or purged")
+        super().__init__(f"no {missing} with the Message-ID {message_id[:200]!r}: {why}")
         self.message_id = message_id
         self._missing = missing
+        self._why = why
 
     def __reduce__(self) -> tuple[type[Self], tuple[object, ...]]:
         return type(self), (
             self.message_id,
             self._missing,
+            self._why,
         )
 
 

@@ -7,14 +7,17 @@ import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from datetime import datetime, timedelta
+from email.message import EmailMessage
 from random import Random
 from types import TracebackType
 from typing import Literal, Self, TypeVar, overload
 
 import anyio
 
+from mailstrom_async._arguments import check_class, check_moment, check_span, check_type
 from mailstrom_async._clock import Clock, SystemClock
 from mailstrom_async._config import Config
+from mailstrom_async._email import Email
 from mailstrom_async._engine.broadcast import Broadcast
 from mailstrom_async._engine.composer import AnyEmail, Composer
 from mailstrom_async._engine.engine import Engine
@@ -43,6 +46,8 @@ LOOK_EVERY = timedelta(seconds=1)
 
 T = TypeVar("T")
 E = TypeVar("E", bound=Event)
+E2 = TypeVar("E2", bound=Event)
+E3 = TypeVar("E3", bound=Event)
 
 
 class Mailstrom:
@@ -70,6 +75,11 @@ class Mailstrom:
         clock: Clock | None = None,
         resolver: Resolver | None = None,
     ) -> None:
+        check_type("config", config, Config, "a Config")
+        if not hasattr(storage, "enqueue"):  # looked at no closer: it may be of anybody's making
+            raise TypeError(
+                f'storage must be a Storage such as SQLiteStorage("mail.db"), and is a {type(storage).__name__}'
+            )
         self._config = config
         self._storage = storage
         self._deliver = deliver
@@ -135,6 +145,8 @@ class Mailstrom:
     async def aclose(self, grace: timedelta | None = None) -> None:
         """Stop: no new attempt, running ones get `grace` (None: `Config.shutdown_grace`), the rest is aborted and stays
         queued. A second call does nothing."""
+        if grace is not None:
+            check_span("grace", grace)
         if self._home is None:
             return
         self._check_home()
@@ -295,8 +307,11 @@ class Mailstrom:
     async def send_emails(
         self, emails: Sequence[AnyEmail], *, lane: Lane = "default", connection: object | None = None
     ) -> list[str]:
-        """Accept many emails in one commit: all or none. Arguments and errors are those of `send_email`."""
+        """Accept many emails in one commit: all or none. Arguments and errors are those of `send_email`. If one of them
+        is AlreadyQueued the others are not stored, either: its `message_id` tells which one to leave out."""
         self._check_home()
+        if isinstance(emails, (Email, EmailMessage, bytes)):
+            raise TypeError("emails must be a list, and is a single one; use send_email for that")
         return await self._accept(await self._composer.prepare_all(emails, self._clock.now(), lane), connection)
 
     async def _accept(self, acceptances: list[Acceptance], connection: object | None) -> list[str]:
@@ -332,7 +347,7 @@ class Mailstrom:
 
     async def query_status(self, message_id: str) -> MessageStatus:
         """What became of a message, recipient by recipient. Raises MessageNotFound."""
-        self._check_home()
+        self._check_id(message_id)
         return _found(await self._storage.status(message_id), message_id)
 
     async def query_recent(self, *, since: datetime | None = None, limit: int = 1000) -> list[MessageStatus]:
@@ -343,11 +358,14 @@ class Mailstrom:
         `worker_status` was "degraded", and tells by the Message-ID what was seen already.
         """
         self._check_home()
+        if since is not None:
+            check_moment("since", since)
+        check_type("limit", limit, int, "a number")
         return await self._storage.recent(since, limit)
 
     async def query_attempts(self, message_id: str) -> list[Attempt]:
         """Every attempt on a message, oldest first. Raises MessageNotFound."""
-        self._check_home()
+        self._check_id(message_id)
         return _found(await self._storage.attempts(message_id), message_id)
 
     def sites(self) -> tuple[SiteStatus, ...]:
@@ -358,8 +376,11 @@ class Mailstrom:
 
     async def query_prepared(self, message_id: str) -> PreparedEmail:
         """The message as it goes on the wire, while its body is kept: until completion. Raises MessageNotFound."""
-        self._check_home()
-        return _found(await self._storage.prepared(message_id), message_id, "message with a body")
+        self._check_id(message_id)
+        prepared = await self._storage.prepared(message_id)
+        if prepared is None and (await self._storage.status(message_id)) is not None:
+            raise MessageNotFound(message_id, "body of the message", "it was dropped when the message was completed")
+        return _found(prepared, message_id)
 
     async def wait(
         self,
@@ -375,17 +396,42 @@ class Mailstrom:
             TimeoutError: Not within `timeout`; the message is still being delivered.
             MailerStateError: The mailer was closed meanwhile.
         """
+        self._check_id(message_id)
+        if until not in ("completed", "attempted"):
+            raise ValueError(f'until must be "completed" or "attempted", and is {until!r}')
+        if timeout is not None:
+            check_span("timeout", timeout)
+        begun = asyncio.get_running_loop().time()
         with self._broadcast.watch(message_id) as changed:
-            async with asyncio.timeout(timeout.total_seconds() if timeout is not None else None):
-                while True:
-                    changed.clear()
-                    status = await self.query_status(message_id)
-                    if status.completed or (until == "attempted" and status.attempted):
-                        return status
-                    await self._clock.wait(changed, self._clock.now() + LOOK_EVERY if self._storage.shared else None)
+            try:
+                async with asyncio.timeout(None) as limit:
+                    while True:
+                        changed.clear()
+                        status = await self.query_status(message_id)
+                        if status.completed or (until == "attempted" and status.attempted):
+                            return status
+                        if timeout is not None:  # from here on, so that the first look counts however short it is
+                            limit.reschedule(begun + timeout.total_seconds())
+                        look_at = self._clock.now() + LOOK_EVERY if self._storage.shared else None
+                        await self._clock.wait(changed, look_at)
+            except TimeoutError:
+                raise TimeoutError(
+                    f"{message_id!r} is not {until} after {timeout}; it is still being delivered"
+                ) from None
 
     @overload
     def events(self) -> AbstractAsyncContextManager[AsyncIterator[Event]]: ...
+    # mypy would make one common base of several types.
+    @overload
+    def events(self, kind: type[E], /) -> AbstractAsyncContextManager[AsyncIterator[E | EventsLost]]: ...
+    @overload
+    def events(
+        self, kind: type[E], kind_2: type[E2], /
+    ) -> AbstractAsyncContextManager[AsyncIterator[E | E2 | EventsLost]]: ...
+    @overload
+    def events(
+        self, kind: type[E], kind_2: type[E2], kind_3: type[E3], /
+    ) -> AbstractAsyncContextManager[AsyncIterator[E | E2 | E3 | EventsLost]]: ...
     @overload
     def events(
         self, kind: type[E], /, *kinds: type[E]
@@ -398,6 +444,8 @@ class Mailstrom:
 
         A reader that falls far behind loses the oldest events and gets an `EventsLost` in their place.
         """
+        for kind in types:
+            check_class("each argument of events", kind, Event, "a type of events such as RecipientFailed")
         return self._subscribed(types)
 
     @asynccontextmanager
@@ -411,7 +459,6 @@ class Mailstrom:
     async def cancel(self, message_id: str) -> MessageStatus:
         """Fail every recipient that is not final with cause "cancelled". One that is being attempted right now may
         still be delivered; its result tells. Raises MessageNotFound."""
-        self._check_home()
         before = await self.query_status(message_id)
         status = _found(await self._storage.cancel(message_id, self._clock.now()), message_id)
         final = {recipient.address for recipient in before.recipients if recipient.result.state == "failed"}
@@ -427,7 +474,7 @@ class Mailstrom:
 
     async def retry_now(self, message_id: str) -> None:
         """Make everything of a message due now that waits for its retry. Raises MessageNotFound."""
-        self._check_home()
+        self._check_id(message_id)
         dues = _found(await self._storage.hasten(message_id, self._clock.now()), message_id)
         if self._engine is not None:
             self._engine.hastened(dues)
@@ -435,6 +482,7 @@ class Mailstrom:
     async def purge(self, completed_before: datetime) -> int:
         """Forget messages that were completed before this time (aware); how many. Never an incomplete one."""
         self._check_home()
+        check_moment("completed_before", completed_before)
         return await self._storage.purge(completed_before)
 
     async def _purge_regularly(self, retention: timedelta) -> None:
@@ -453,6 +501,10 @@ class Mailstrom:
             while self._clock.now() < next_at:
                 await self._clock.wait(never, next_at)
 
+    def _check_id(self, message_id: str) -> None:
+        self._check_home()
+        check_type("message_id", message_id, str, "a str")
+
     def _check_home(self) -> None:
         if self._home is None:
             raise MailerStateError("the mailer is not open; use `async with mailer:` or its lifespan hook")
@@ -463,7 +515,7 @@ class Mailstrom:
             raise MailerStateError("the mailer was opened on another event loop; use it there, or open it here")
 
 
-def _found(value: T | None, message_id: str, missing: str = "message") -> T:
+def _found(value: T | None, message_id: str) -> T:
     if value is None:
-        raise MessageNotFound(message_id, missing)
+        raise MessageNotFound(message_id)
     return value

@@ -8,9 +8,9 @@ from functools import cache
 from itertools import pairwise
 from typing import Any, ClassVar, ParamSpec, TypeVar
 
-from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, ValidationError
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
+from pydantic_core import CoreSchema, InitErrorDetails
 
 
 class Frozen(BaseModel):
@@ -21,6 +21,11 @@ class Frozen(BaseModel):
 
     _module: ClassVar[str]
     """Where it was written; `__module__` says where users import it from."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        # pydantic quotes the value in this error, whatever the setting above.
+        frozen = InitErrorDetails(type="frozen_instance", loc=(name,), input=None)
+        raise ValidationError.from_exception_data(type(self).__name__, [frozen], hide_input=True)
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: object) -> None:

@@ -55,7 +55,7 @@ ERRORS = [
     AlreadyQueued("1@example.org"),
     QueueFull(10),
     MessageNotFound("1@example.org"),
-    MessageNotFound("1@example.org", "message with a body"),
+    MessageNotFound("1@example.org", "body of the message", "it was dropped"),
     StorageInUse("it is open elsewhere"),
 ]
 

@@ -2,11 +2,13 @@
 
 import asyncio
 import secrets
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from email.message import EmailMessage
 
+from mailstrom_async._arguments import check_span, check_type
 from mailstrom_async._config import Config
 from mailstrom_async._email import Addresses, Email
 from mailstrom_async._engine.signing import SigningPool
@@ -16,6 +18,7 @@ from mailstrom_async._message.addresses import load_validator
 from mailstrom_async._message.compose import Envelope, compose, domains_of, size_of
 from mailstrom_async._message.dkim_keys import load_signers
 from mailstrom_async._message.ids import Stamp
+from mailstrom_async._queue.retry import LIFETIME
 from mailstrom_async.storage.base import Acceptance
 
 LARGE = 256 * 1024
@@ -35,7 +38,7 @@ class Composer:
         self._keys = config.dkim
         self._helo_name = config.helo_name
         self._limits = config.limits
-        self._lifetime = config.retry.lifetime
+        self._lifetime = min(config.retry.lifetime, LIFETIME)
         self._domains = domains_of(config)
         self._tokens = Tokens()
         self._signing: SigningPool | None = None
@@ -73,10 +76,14 @@ class Composer:
         """
         if lane not in LANES:
             raise InvalidEmail("lane", f"is none of {', '.join(LANES)}: {str(lane)[:40]!r}")
-        if not_before is not None and not_before.tzinfo is None:
-            raise InvalidEmail("not_before", "has no time zone; use an aware datetime")
-        if expires_after is not None and expires_after <= timedelta(0):
-            raise InvalidEmail("expires_after", "must be longer than nothing")
+        if not_before is not None:
+            check_type("not_before", not_before, datetime, "an aware datetime such as datetime.now(UTC)")
+            if not_before.tzinfo is None:
+                raise InvalidEmail("not_before", "has no time zone; use an aware datetime")
+        if expires_after is not None:
+            check_span("expires_after", expires_after)
+            if expires_after <= timedelta(0):
+                raise InvalidEmail("expires_after", "must be longer than nothing")
         stamp = Stamp(now, self._tokens.next(), self._helo_name)
         if _is_large(email, envelope):
             prepared = await asyncio.to_thread(
@@ -98,6 +105,11 @@ class Composer:
             acceptances.append(await self.prepare(email, Envelope(), now, lane=lane))
             if len(acceptances) % TURN == 0:
                 await asyncio.sleep(0)  # others have their turn
+        times = Counter([acceptance.prepared.message_id for acceptance in acceptances])
+        if len(times) < len(acceptances):
+            # Not AlreadyQueued, which callers may take for success.
+            twice = next(message_id for message_id in times if times[message_id] > 1)
+            raise InvalidEmail("message_id", f"two of these emails have {twice[:200]!r}; each needs one of its own")
         return acceptances
 
     @property

@@ -1,6 +1,7 @@
 """From outcomes to records."""
 
 import logging
+import re
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from random import Random
@@ -19,6 +20,8 @@ from mailstrom_async.storage.base import Record
 logger = logging.getLogger("mailstrom_async")
 
 NOBODY = Contact()
+# Servers like to say of whom they speak.
+_ADDRESS = re.compile(r"[^\s<>()\[\]{},:;\"']+@[^\s<>()\[\]{},:;\"']+")
 
 
 class Settlement:
@@ -177,5 +180,5 @@ def log_attempt(record: Record) -> None:
         attempt.duration.total_seconds(),
         record.due_at.isoformat(timespec="seconds") if record.due_at else "never",
         telling.enhanced,
-        "" if telling.state == "delivered" else telling.reason.replace("\n", " "),
+        "" if telling.state == "delivered" else _ADDRESS.sub("(address)", telling.reason.replace("\n", " ")),
     )

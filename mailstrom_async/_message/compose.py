@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from email.message import EmailMessage
 from typing import NamedTuple
 
+from mailstrom_async._arguments import check_type
 from mailstrom_async._config import Config, Limits
 from mailstrom_async._email import Email
 from mailstrom_async._envelope import PreparedEmail
@@ -126,6 +127,7 @@ def compose(
 
 def _reverse_path(envelope: Envelope, written: _Written, domains: Domains) -> str:
     if envelope.sender is not None:
+        check_type("sender", envelope.sender, str, "an address")
         return read_bare(SENDER, envelope.sender, domains).address if envelope.sender else ""
     if written.sender is None:
         raise SENDER.error("From names a group without members; give the address that bounces go to")
@@ -140,6 +142,8 @@ def _forward_paths(envelope: Envelope, written: _Written, domains: Domains) -> S
         return recipients
     if isinstance(envelope.recipients, str):
         raise RECIPIENTS.error("must be a list of addresses, not a single text")
+    for recipient in envelope.recipients:
+        check_type("each of recipients", recipient, str, "an address")
     recipients = _distinct([read_bare(RECIPIENTS, recipient, domains) for recipient in envelope.recipients])
     if not recipients:
         raise RECIPIENTS.error("is empty; name a recipient, or leave it out for To, Cc and Bcc")

@@ -151,6 +151,7 @@ async def listening(mailer: Mailstrom) -> None:
             else:
                 assert_type(failure.result, Failed)
     async with mailer.events(RecipientFailed, MessageCompleted) as some:
+        assert_type(some, AsyncIterator[RecipientFailed | MessageCompleted | EventsLost])
         async for event in some:
             if isinstance(event, MessageCompleted):
                 assert_type(event.message_id, str)

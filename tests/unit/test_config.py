@@ -1,11 +1,13 @@
 """Settings are checked when they are made, and a wrong one is told with what to write instead."""
 
+import json
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from mailstrom_async import Config, DirectDelivery, Limits, RelayDelivery, RetryPolicy, Timeouts
+from mailstrom_async import Config, DirectDelivery, DKIMKey, Limits, RelayDelivery, RetryPolicy, Timeouts
 
 
 def problem(make) -> str:
@@ -28,6 +30,8 @@ def problem(make) -> str:
         (lambda: Config(helo_name="a.example.org", lease=timedelta(0)), "must be longer than nothing"),
         (lambda: Config(helo_name="a.example.org", retention=timedelta(seconds=-1)), "must be longer than nothing"),
         (lambda: Config(helo_name="a.example.org", shutdown_grace=timedelta(seconds=-1)), "shutdown_grace"),
+        (lambda: Config(helo_name="a.example.org", delivery={"host": "b.example.org", "pot": 1}), "delivery.relay.pot"),
+        (lambda: Config(helo_name="a.example.org", delivery={"pot": 1}), "delivery.direct.pot"),
         (lambda: DirectDelivery(port=0), "port"),
         (lambda: DirectDelivery(nameservers=("ns.example.org",)), 'write "ip", "ip:port"'),
         (lambda: DirectDelivery(nameservers=("192.0.2.1:0",)), "is not a nameserver"),
@@ -56,8 +60,22 @@ def test_a_wrong_setting_is_told(make, words):
 def test_settings_can_not_be_changed():
     """A mailer's settings are those that it was made with."""
     config = Config(helo_name="a.example.org")
-    with pytest.raises(ValidationError):
+    with pytest.raises(ValidationError, match="frozen"):
         config.helo_name = "b.example.org"
+
+
+def test_an_error_about_a_part_of_the_settings_is_about_that_alone():
+    """A relay with a mistake is not measured as direct delivery, too."""
+    told = problem(lambda: Config(helo_name="a.example.org", delivery={"host": "b.example.org", "port": 0}))
+
+    assert "1 validation error" in told
+
+
+def test_a_list_of_one_may_be_that_one():
+    """As an author would write it."""
+    assert DirectDelivery(nameservers="quad9").nameservers == ("quad9",)
+    assert DirectDelivery(allowed_networks=["10.0.0.0/8"]).allowed_networks == ("10.0.0.0/8",)
+    assert RelayDelivery(host="a.example.org", fallbacks="b.example.org").fallbacks == ("b.example.org",)
 
 
 @pytest.mark.parametrize("name", ["a.example.org", "[192.0.2.1]", "[IPv6:2001:db8::1]", "localhost", "A.Example.ORG."])
@@ -77,6 +95,7 @@ def test_a_password_is_in_no_repr_and_no_json():
         assert "sesame" not in text
     assert "sesame" not in problem(lambda: RelayDelivery(host="a b", username="app", password="sesame"))
     assert "sesame" not in problem(lambda: RelayDelivery(host="a.example.org", password="sesame"))
+    assert "sesame" not in problem(lambda: setattr(relay, "password", "sesame"))
 
 
 def test_settings_come_from_json():
@@ -92,3 +111,24 @@ def test_settings_come_from_json():
     assert relayed.retry == RetryPolicy(base_delay=timedelta(seconds=30), lifetime=timedelta(days=1))
     assert relayed.delivery == RelayDelivery(host="smtp.example.com", username="app", password="sesame")
     assert direct.delivery == DirectDelivery(port=2525, nameservers=("quad9",))
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [("key.pem", Path("key.pem")), ("-----BEGIN PRIVATE KEY-----", SecretStr("-----BEGIN PRIVATE KEY-----"))],
+)
+def test_a_key_comes_from_json(told, expected):
+    """Its path, or itself, as elsewhere."""
+    key = {"domain": "example.org", "selector": "s", "private_key": told}
+
+    config = Config.model_validate_json(json.dumps({"helo_name": "a.example.org", "dkim": [key]}))
+
+    assert config.dkim[0].private_key == DKIMKey(**key).private_key == expected
+
+
+def test_the_settings_have_a_schema():
+    """For those who let an editor check their JSON; a callable is none of it."""
+    definitions = Config.model_json_schema()["$defs"]
+
+    assert "password" in definitions["RelayDelivery"]["properties"]
+    assert "oauth_token" not in definitions["RelayDelivery"]["properties"]

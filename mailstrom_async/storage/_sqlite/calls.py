@@ -54,7 +54,7 @@ class Call(ABC, Generic[T]):
         return self.run
 
     def packed(self) -> Packed:
-        return Packed(_json(type(self)).dump_json(self))
+        return Packed(_json(type(self)).dump_json(self, warnings="error"))  # of another type, it would be refused there
 
     @classmethod
     def unpacked(cls, packed: Packed) -> Self:

@@ -22,7 +22,6 @@ from mailstrom_async.storage._sqlite.wire import (
     Splitter,
     frame,
     pack_fault,
-    why_unreadable,
 )
 
 logger = logging.getLogger("mailstrom_async")
@@ -188,9 +187,8 @@ class _Guest(asyncio.Protocol):
         try:
             for one in self._splitter.feed(data):
                 self._begin(one)
-        except (BrokenFrame, ValueError, KeyError) as error:
-            why = why_unreadable(error)
-            logger.warning("%s: a process that sent what nobody can read was cut off: %s", self._path, why)
+        except BrokenFrame as error:
+            logger.warning("%s: a process that sent what nobody can read was cut off: %s", self._path, error)
             self.abort()
         except StorageError:  # they are not served any more, so there will be another owner: let it be asked
             self.abort()
@@ -214,7 +212,14 @@ class _Guest(asyncio.Protocol):
             self._transport.abort()
 
     def _begin(self, one: Frame) -> None:
-        call = CALLS[one.kind].unpacked(one.packed)
+        try:
+            call = CALLS[one.kind].unpacked(one.packed)
+        except (ValueError, KeyError) as error:
+            # Not cut off, as it would come again and again, with the same call among the others'.
+            # Its text may quote what was sent, and that is somebody's mail.
+            logger.warning("%s: a call of another process can't be read: %s", self._path, type(error).__name__)
+            self._answer(frame(one.number, FAULT, pack_fault(_unreadable(self._path))))
+            return
         size = len(one.packed.body)
         self._waiting += 1
         self._waiting_bytes += size
@@ -229,12 +234,15 @@ class _Guest(asyncio.Protocol):
         try:
             answer = future.result()
             self._door.done(call, answer)
-            self._answers.append(frame(number, ANSWER, call.pack_answer(answer)))
+            self._answer(frame(number, ANSWER, call.pack_answer(answer)))
         except MailstromError as error:
-            self._answers.append(frame(number, FAULT, pack_fault(error)))
+            self._answer(frame(number, FAULT, pack_fault(error)))
         except Exception as error:
             logger.exception("%s: a call of another process failed", self._path)
-            self._answers.append(frame(number, FAULT, pack_fault(error)))
+            self._answer(frame(number, FAULT, pack_fault(error)))
+
+    def _answer(self, answer: bytes) -> None:
+        self._answers.append(answer)
         if len(self._answers) == 1:
             # Together with those of the same commit, which follow in this turn of the loop.
             asyncio.get_running_loop().call_soon(self._send)
@@ -257,3 +265,10 @@ class _Guest(asyncio.Protocol):
     def _end_if_done(self) -> None:
         if self._finishing and not self._waiting and not self._answers and self._transport is not None:
             self._transport.close()
+
+
+def _unreadable(path: Path) -> StorageError:
+    return StorageError(
+        f"{path}: the process that owns the file can't read this call, and did nothing; look at its arguments, "
+        "and whether all processes run the same version of mailstrom_async"
+    )

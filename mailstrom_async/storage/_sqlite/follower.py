@@ -21,7 +21,6 @@ from mailstrom_async.storage._sqlite.wire import (
     check_greeting,
     pieces_of_frame,
     unpack_fault,
-    why_unreadable,
 )
 
 logger = logging.getLogger("mailstrom_async")
@@ -173,8 +172,8 @@ class Follower(asyncio.Protocol):
                 data = self._greet(data)
             for one in self._splitter.feed(data):
                 self._answered(one)
-        except (BrokenFrame, ValueError) as error:
-            logger.warning("%s: its owner sent what nobody can read: %s", self._path, why_unreadable(error))
+        except BrokenFrame as error:
+            logger.warning("%s: its owner sent what nobody can read: %s", self._path, error)
             self.hang_up()
 
     def pause_writing(self) -> None:
@@ -203,10 +202,15 @@ class Follower(asyncio.Protocol):
         waiting = self._pending.get(one.number)
         if waiting is None or waiting.future.done():  # cancelled meanwhile
             return
-        if one.kind == ANSWER:
-            waiting.future.set_result(waiting.call.unpack_answer(one.packed))
-        else:
-            waiting.future.set_exception(unpack_fault(one.packed))
+        try:
+            if one.kind == ANSWER:
+                waiting.future.set_result(waiting.call.unpack_answer(one.packed))
+            else:
+                waiting.future.set_exception(unpack_fault(one.packed))
+        except ValueError as error:
+            # Asked anew, the owner would most likely say the same.
+            trouble = f"{self._path}: what its owner answered can't be read: {type(error).__name__}"
+            waiting.future.set_exception(StorageError(trouble))
 
     def _send(self) -> None:
         """Write what waits, as far as the connection takes it; the rest when it takes more."""

@@ -148,9 +148,9 @@ def accepting(acceptances: Sequence[Acceptance], queue_size: int | None) -> Step
     if queue_size is not None and unfinished + len(acceptances) > queue_size:
         raise QueueFull(queue_size)
     yield Statement(
-        "UPDATE counters SET unfinished = unfinished + ?1, next_message = next_message + ?1,"
-        " next_delivery = next_delivery + ?2",
-        (len(acceptances), len(dues)),
+        "UPDATE counters SET unfinished = unfinished + ?, next_message = next_message + ?,"
+        " next_delivery = next_delivery + ?",
+        (len(acceptances), len(acceptances), len(dues)),
     )
     return dues
 
@@ -403,9 +403,9 @@ def _insert_deliveries(key: int, first_id: int, acceptance: Acceptance) -> Steps
             (delivery_id, key, destination, size, to_integer(acceptance.due_at), LANES.index(acceptance.lane)),
         )
         yield Repeated(
-            "INSERT INTO recipients (delivery, position, address, written) VALUES (?, ?, ?, nullif(?, ?3))",
+            "INSERT INTO recipients (delivery, position, address, written) VALUES (?, ?, ?, nullif(?, ?))",
             [
-                (delivery_id, position, prepared.recipients[position], prepared.written[position])
+                (delivery_id, position, address := prepared.recipients[position], prepared.written[position], address)
                 for position in positions
             ],
         )

@@ -30,11 +30,6 @@ class BrokenFrame(Exception):
     """The other side does not speak our language."""
 
 
-def why_unreadable(error: Exception) -> str:
-    """For the log: whatever else fails over what was sent may quote it, and that is somebody's mail."""
-    return str(error) if isinstance(error, BrokenFrame) else type(error).__name__
-
-
 class Packed(NamedTuple):
     """What a call or an answer is on the wire.
 

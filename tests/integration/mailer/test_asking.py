@@ -81,7 +81,7 @@ async def test_a_prepared_message_is_told_until_completion(build, email, server)
         prepared = await mailer.query_prepared(message_id)
         await mailer.start()
         await mailer.wait(message_id)
-        with pytest.raises(MessageNotFound, match="no message with a body"):
+        with pytest.raises(MessageNotFound, match="it was dropped when the message was completed"):
             await mailer.query_prepared(message_id)
 
     assert prepared.message_id == message_id

@@ -11,9 +11,10 @@ from mailstrom_async import AlreadyQueued, MailerStateError, QueueFull, StorageE
 from mailstrom_async.storage import SQLiteStorage
 from mailstrom_async.storage._sqlite import follower as follower_room
 from mailstrom_async.storage._sqlite import share
+from mailstrom_async.storage._sqlite.calls import Status
 from mailstrom_async.storage._sqlite.file_lock import locked
 from mailstrom_async.storage._sqlite.socket import is_trusted, socket_of
-from mailstrom_async.storage._sqlite.wire import GREETING, Packed, frame
+from mailstrom_async.storage._sqlite.wire import ANSWER, FAULT, GREETING, Packed, Splitter, frame
 from mailstrom_async.testing._contract.ground import LEASE, NOW, email, states_of
 
 from .conftest import becomes, opened, role, scripted_owner
@@ -224,15 +225,48 @@ async def test_a_guest_that_talks_nonsense_is_cut_off_alone(owner, follower, pat
     await follower.enqueue([email()])
 
 
-async def test_mail_that_nobody_can_read_is_not_quoted_in_the_log(owner, path, caplog):
+async def test_a_call_that_nobody_can_read_is_answered_and_not_quoted_in_the_log(owner, path, caplog):
     """An address in it may be a hidden one."""
     reader, writer = await asyncio.open_unix_connection(socket_of(path))
-    writer.write(frame(1, 2, Packed(b'["hidden@example.net"]')))
+    for kind in (2, 99):
+        writer.write(frame(kind, kind, Packed(b'["hidden@example.net"]')))
+    assert await asyncio.wait_for(reader.readline(), 20) == GREETING
+    splitter, answers = Splitter(), []
+    while len(answers) < 2:
+        answers += splitter.feed(await asyncio.wait_for(reader.read(1000), 20))
 
-    assert await asyncio.wait_for(reader.read(), 20) == GREETING
-    assert "cut off" in caplog.text
+    assert [(answer.number, answer.kind) for answer in answers] == [(2, FAULT), (99, FAULT)]
+    assert "can't be read" in caplog.text
     assert "hidden" not in caplog.text
     writer.close()
+
+
+async def test_a_call_that_makes_no_sense_is_not_sent(owner, follower):
+    """Nor sent again and again, with what others ask meanwhile."""
+    with pytest.raises(ValueError, match="Expected `int`"):
+        await follower.recent(None, "many")
+    await follower.enqueue([email()])
+
+    assert len(await owner.recent(None, 10)) == 1
+
+
+async def test_an_answer_that_cannot_be_read_fails_its_call(path):
+    """Another version, perhaps; the connection stays."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(GREETING)
+        splitter = Splitter()
+        while data := await reader.read(1000):
+            for number, kind, _ in splitter.feed(data):
+                writer.write(frame(number, ANSWER, Packed(b"{}" if kind != Status.kind else b"null")))
+
+    async with scripted_owner(path, answer):
+        storage = SQLiteStorage(path)
+        await storage.open(NOW)
+        with pytest.raises(StorageError, match="what its owner answered can't be read"):
+            await storage.recent(None, 10)
+        assert await storage.status("1@example.org") is None
+        await storage.aclose()
 
 
 async def test_an_owner_that_talks_nonsense_is_left(path, caplog):
