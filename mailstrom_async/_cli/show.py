@@ -54,13 +54,16 @@ def recipients_table(statuses: Iterable[MessageStatus], *, title: str | None = N
     table.add_column("State", no_wrap=True, min_width=9)
     table.add_column("Attempts", no_wrap=True, min_width=8, justify="right")
     table.add_column("Host", no_wrap=True, min_width=8)
-    table.add_column("Said", no_wrap=True)
+    table.add_column("Said")  # the one that is made narrower where there is little room
     lines = [recipient for status in statuses for recipient in status.recipients]
     if most is not None and len(lines) > most:
         lines = sorted(lines, key=lambda line: UNFINISHED_FIRST.index(line.result.state))[:most]
     for line in lines:
         state = line.result.state
-        table.add_row(Text(line.address), Text(state, COLOURS[state]), str(line.attempts), host(line), said(line))
+        words = said(line)
+        if most is not None:  # each line must be one line
+            words.no_wrap, words.overflow = True, "ellipsis"
+        table.add_row(Text(line.address), Text(state, COLOURS[state]), str(line.attempts), host(line), words)
     return table
 
 

@@ -145,7 +145,7 @@ def _check_header(path: Path) -> None:
     _check_version(path, version)
 
 
-_ANOTHER = "give SQLiteStorage a path of its own"
+_ANOTHER = "give SQLiteStorage a path of its own; tables of yours can be added to the file that it makes"
 
 
 def _check_version(path: Path, version: int) -> None:

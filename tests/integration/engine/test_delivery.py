@@ -1,6 +1,7 @@
 """The way of a message through the engine: delivered, deferred and tried again, failed, expired."""
 
 import asyncio
+import logging
 from datetime import timedelta
 
 import anyio
@@ -299,3 +300,15 @@ async def test_a_hanging_server_does_not_hold_up_what_is_asked_of_the_mailer(bui
         assert (await mailer.query_status(message_id)).recipients[0].result.state == "queued"
         other = await mailer.send_email(email())
         assert {status.message_id for status in await mailer.query_recent()} == {message_id, other}
+
+
+async def test_the_log_names_no_address(build, server, clock, caplog):
+    """Not even where the server does: it may be a hidden recipient's."""
+    caplog.set_level(logging.INFO, "mailstrom_async")
+    server.script["RCPT TO:<hidden@example.net>"] = "550 5.1.1 <hidden@example.net>: User (hidden@example.net) unknown"
+    async with build() as mailer:
+        status = await mailer.wait(await mailer.send_email(email(bcc="hidden@example.net")), timeout=PATIENCE)
+
+    assert "hidden@example.net" in status.recipients[1].result.reply.text
+    assert "550 5.1.1 <(address)>: User ((address)) unknown" in caplog.text
+    assert "hidden" not in caplog.text

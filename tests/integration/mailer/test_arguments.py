@@ -106,7 +106,7 @@ async def test_who_waits_looks_at_least_once(build, email, clock, tmp_path, kind
         await mailer.wait(message_id)
         assert (await mailer.wait(message_id, timeout=timedelta(0))).succeeded
         later = await mailer.send_email(email(), not_before=clock.now() + timedelta(days=1))
-        with pytest.raises(TimeoutError, match=f"'{later}' is not completed after 0:00:00.010000; it is still being deliv"):
+        with pytest.raises(TimeoutError, match=f"'{later}' is not completed after 0:00:00.010000; it is still being"):
             await mailer.wait(later, timeout=timedelta(milliseconds=10))
 
 
