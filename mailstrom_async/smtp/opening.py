@@ -27,6 +27,9 @@ from mailstrom_async.smtp.wire import Wire
 # Our own shortages, which say nothing about the host.
 _OURS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}
 
+UNFIT_MECHANISM = {504, 534, 538}
+"""Said of a mechanism and not of the password: another one may be tried (RFC 4954 sections 4 and 6)."""
+
 
 class HandshakeFailed(Exception):
     """STARTTLS broke off, on a connection that may also do without: another one is to be opened, in plaintext."""
@@ -262,8 +265,22 @@ class Opening:
             else:
                 self._demand_auth(bool(self._smtp.supported_auth_methods), "CRAM-MD5, PLAIN or LOGIN")
                 self._protocol.secret = True
-                await self._smtp.login(credentials.username, credentials.password or "")
+                await self._log_in(credentials.username, credentials.password or "")
             self._protocol.secret = False
+
+    async def _log_in(self, username: str, password: str) -> None:
+        """By the first mechanism that the relay takes. Not as aiosmtplib's `login`, which presents a wrong password by
+        all of them: a relay counts each, and locks the account after a few."""
+        log_in = {"plain": self._smtp.auth_plain, "login": self._smtp.auth_login, "cram-md5": self._smtp.auth_crammd5}
+        ways = [way for mechanism, way in log_in.items() if mechanism in self._smtp.supported_auth_methods]
+        for way in ways:
+            try:
+                await way(username, password)
+            except aiosmtplib.SMTPAuthenticationError as error:
+                if error.code not in UNFIT_MECHANISM or way is ways[-1]:
+                    raise
+            else:
+                return
 
     def _demand_auth(self, offered: bool, methods: str) -> None:
         if not offered:

@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from mailstrom_async import (
     AlreadyQueued,
     Email,
+    InvalidEmail,
     Mailstrom,
     MemoryStorage,
     MessageNotFound,
@@ -161,7 +162,7 @@ async def test_a_refusal_leaves_the_transaction_as_it_was(mailer: Mailstrom, cal
     await mailer.send_email(email(0), connection=caller.connection)
     with pytest.raises(AlreadyQueued):
         await mailer.send_emails([email(1), email(2)], connection=caller.connection)
-    with pytest.raises(AlreadyQueued):
+    with pytest.raises(InvalidEmail):
         await mailer.send_emails([email(3), email(3)], connection=caller.connection)
     await caller.execute(f"INSERT INTO {schema}.orders VALUES (1)")
     await caller.commit()

@@ -66,6 +66,27 @@ async def test_a_login_that_is_refused(client, certificates):
         assert nowhere(SECRET, repr(error) + str(error) + repr(ADA))
 
 
+async def test_a_wrong_password_is_presented_once(client, certificates):
+    """Row A60: relays lock an account after some failures, whatever the mechanism."""
+    async with SMTPServer(tls=certificates.server(), users={"ada": "another"}) as server:
+        error = await client.failure(server, "verify", credentials=ADA)
+        logins = [line for line in server.sessions[0].commands if line.startswith("AUTH")]
+
+        assert error.why.reply.code == 535
+        assert len(logins) == 1
+
+
+async def test_a_mechanism_that_the_relay_does_not_take_after_all_is_not_the_last(client, certificates):
+    """RFC 4954 section 6: 504 and 534 are said of the mechanism, and not of the password."""
+    script = {"AUTH": ["504 5.5.4 not that one", "534 5.7.9 too weak", None]}
+    async with SMTPServer(script, tls=certificates.server(), users={"ada": SECRET}) as server:
+        session = await client.connect(server, "verify", credentials=ADA)
+
+        assert server.sessions[0].username == "ada"
+        assert any(line.startswith("AUTH CRAM-MD5") for line in server.sessions[0].commands)
+        assert nowhere(SECRET, "\n".join(session.transcript))
+
+
 @pytest.mark.parametrize(
     ("action", "code"),
     [

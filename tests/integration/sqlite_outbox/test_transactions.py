@@ -9,7 +9,7 @@ from pathlib import Path
 import aiosqlite
 import pytest
 
-from mailstrom_async import AlreadyQueued, Email, Mailstrom, MessageNotFound, QueueFull, SQLiteStorage
+from mailstrom_async import AlreadyQueued, Email, InvalidEmail, Mailstrom, MessageNotFound, QueueFull, SQLiteStorage
 from mailstrom_async.testing import ManualClock, SMTPServer
 
 from .conftest import PATIENCE, Caller, Connect, config, email, message_id, orders, recipient
@@ -89,7 +89,7 @@ async def test_a_refusal_leaves_the_transaction_as_it_was(mailer: Mailstrom, cal
     await mailer.send_email(email(0), connection=caller.connection)
     with pytest.raises(AlreadyQueued, match=message_id(2)):
         await mailer.send_emails([email(1), email(2)], connection=caller.connection)
-    with pytest.raises(AlreadyQueued, match=message_id(3)):
+    with pytest.raises(InvalidEmail, match=message_id(3)):
         await mailer.send_emails([email(3), email(3)], connection=caller.connection)
     await caller.execute("INSERT INTO orders VALUES (1)")
     await caller.commit()
