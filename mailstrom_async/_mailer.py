@@ -212,7 +212,8 @@ class Mailstrom:
             self._start_engine()
 
     async def pause(self) -> None:
-        """Begin no new attempt; returns when the running ones have ended. Mail is accepted as before."""
+        """Begin no new attempt; returns when the running ones have ended. Mail is accepted as before. Other processes
+        with the same queue go on; where one of them has to take a SQLite file over, some twenty seconds later."""
         self._check_home()
         async with self._switch:
             self._check_home()
