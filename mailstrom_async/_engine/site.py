@@ -309,7 +309,7 @@ class Site:
             route: What it went along.
             started_at: When it began.
         """
-        if why.login_refused:
+        if why.login_refused or (self._sites.relayed and why.outcome.cause in ("tls", "policy")):
             self._sites.relay_trouble(why.outcome.reason)
         self.window.refuse(self.sessions - 1)
         self._measure()

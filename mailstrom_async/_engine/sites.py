@@ -7,7 +7,7 @@ from random import Random
 
 from anyio.abc import TaskGroup
 
-from mailstrom_async._config import Config
+from mailstrom_async._config import Config, RelayDelivery
 from mailstrom_async._engine.attempt import Contact
 from mailstrom_async._engine.carrier import Carrier
 from mailstrom_async._engine.health import Health
@@ -49,6 +49,7 @@ class Sites:
         upstream: Upstream,
     ) -> None:
         self.config = config
+        self.relayed = isinstance(config.delivery, RelayDelivery)
         self.router = router
         self.connector = connector
         self.settlement = settlement
@@ -177,7 +178,8 @@ class Sites:
         self._throttles.lift_all()
 
     def relay_trouble(self, trouble: str | None) -> None:
-        """The relay refuses our login, or does no more: a fault of the settings, which hits all mail."""
+        """The relay refuses our login, or has not the TLS that we demand, or neither any more: a fault of the settings,
+        here or there, which hits all mail."""
         self._health.report("relay", trouble)
 
     def session_parts(self) -> None:

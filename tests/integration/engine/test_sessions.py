@@ -105,6 +105,23 @@ async def test_a_token_callable_that_fails_defers_and_shows(build, clock, failur
     assert calls == 1
 
 
+async def test_a_relay_without_the_tls_that_is_demanded_shows_until_it_has_it(build, clock):
+    """Kin of row A60: it hits all mail, and whoever operates the relay should know."""
+    authority = CertificateAuthority()
+    async with SMTPServer({"STARTTLS": "454 4.7.0 no"}, tls=authority.server_context("127.0.0.1")) as server:
+        relay = RelayDelivery(host="127.0.0.1", port=server.port)
+        async with build(delivery=relay, ca_file=authority.ca_file) as mailer:
+            message_id = await mailer.send_email(email())
+            await mailer.wait(message_id, until="attempted", timeout=PATIENCE)
+            reason = await degraded(mailer)
+            server.script["STARTTLS"] = None
+            status = await completed(mailer, message_id, clock, MINUTE)
+
+            assert "relay" in reason
+            assert status.succeeded
+            assert mailer.worker_status.state == "running"
+
+
 async def test_a_result_that_can_not_be_made_does_not_leave_its_delivery_claimed_for_ever(
     build, server, clock, monkeypatch
 ):
