@@ -1,10 +1,10 @@
 """All settings. Unknown ones are errors; every default has its reason beside it."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from ipaddress import ip_address, ip_network
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, cast
 
 import idna
 from pydantic import (
@@ -101,7 +101,9 @@ def _check_domain(name: str) -> str:
 
 
 def _one_or_more(value: object) -> object:
-    return (value,) if isinstance(value, str) else value
+    if isinstance(value, str):
+        return (value,)
+    return tuple(cast("Iterable[object]", value)) if isinstance(value, Iterable) else value
 
 
 HostName = Annotated[str, AfterValidator(_check_host)]
@@ -156,7 +158,7 @@ class RelayDelivery(Frozen):
 
 def _kind_of_delivery(value: object) -> str:
     """Of which one the errors are to tell, in place of all that is wrong with it as either."""
-    relay = isinstance(value, RelayDelivery) or (isinstance(value, dict) and "host" in value)
+    relay = isinstance(value, RelayDelivery) or (isinstance(value, Mapping) and "host" in value)
     return "relay" if relay else "direct"
 
 

@@ -402,23 +402,25 @@ class Mailstrom:
             raise ValueError(f'until must be "completed" or "attempted", and is {until!r}')
         if timeout is not None:
             check_span("timeout", timeout)
-        begun = asyncio.get_running_loop().time()
+        seconds = None if timeout is None else timeout.total_seconds()
+        limit = asyncio.timeout(seconds if seconds is None or seconds > 0 else None)
         with self._broadcast.watch(message_id) as changed:
             try:
-                async with asyncio.timeout(None) as limit:
+                async with limit:
                     while True:
                         changed.clear()
                         status = await self.query_status(message_id)
                         if status.completed or (until == "attempted" and status.attempted):
                             return status
-                        if timeout is not None:  # from here on, so that the first look counts however short it is
-                            limit.reschedule(begun + timeout.total_seconds())
+                        if seconds is not None and seconds <= 0:  # one look there is all the same
+                            limit.reschedule(0)
                         look_at = self._clock.now() + LOOK_EVERY if self._storage.shared else None
                         await self._clock.wait(changed, look_at)
             except TimeoutError:
-                raise TimeoutError(
-                    f"{message_id!r} is not {until} after {timeout}; it is still being delivered"
-                ) from None
+                if not limit.expired():
+                    raise  # somebody else's
+                trouble = f"{message_id!r} is not {until} after {timeout}; it is still being delivered"
+                raise TimeoutError(trouble) from None
 
     @overload
     def events(self) -> AbstractAsyncContextManager[AsyncIterator[Event]]: ...

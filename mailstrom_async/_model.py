@@ -23,6 +23,9 @@ class Frozen(BaseModel):
     """Where it was written; `__module__` says where users import it from."""
 
     def __setattr__(self, name: str, value: object) -> None:
+        if name in type(self).__private_attributes__:  # of a subclass of the user's
+            super().__setattr__(name, value)
+            return
         # pydantic quotes the value in this error, whatever the setting above.
         frozen = InitErrorDetails(type="frozen_instance", loc=(name,), input=None)
         raise ValidationError.from_exception_data(type(self).__name__, [frozen], hide_input=True)

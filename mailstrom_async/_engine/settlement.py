@@ -20,8 +20,10 @@ from mailstrom_async.storage.base import Record
 logger = logging.getLogger("mailstrom_async")
 
 NOBODY = Contact()
-# Servers like to say of whom they speak.
-_ADDRESS = re.compile(r"[^\s<>()\[\]{},:;\"']+@[^\s<>()\[\]{},:;\"']+")
+_BETWEEN = r"\s<>()\[\]{},:;\""
+# Servers like to say of whom they speak. It begins only where a word does, or a long one would be gone through again
+# from each of its characters.
+ADDRESS = re.compile(rf'("[^"]*"|(?<![^{_BETWEEN}])[^{_BETWEEN}@]+)@(\[[^\s\]]*\]|[^{_BETWEEN}]+)')
 
 
 class Settlement:
@@ -180,5 +182,5 @@ def log_attempt(record: Record) -> None:
         attempt.duration.total_seconds(),
         record.due_at.isoformat(timespec="seconds") if record.due_at else "never",
         telling.enhanced,
-        "" if telling.state == "delivered" else _ADDRESS.sub("(address)", telling.reason.replace("\n", " ")),
+        "" if telling.state == "delivered" else ADDRESS.sub("(address)", telling.reason.replace("\n", " ")),
     )

@@ -27,8 +27,9 @@ from mailstrom_async.smtp.wire import Wire
 # Our own shortages, which say nothing about the host.
 _OURS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}
 
-UNFIT_MECHANISM = {504, 534, 538}
-"""Said of a mechanism and not of the password: another one may be tried (RFC 4954 sections 4 and 6)."""
+UNFIT_MECHANISM = {504, 538}
+"""Said of a mechanism, and not of the password: another one may be tried (RFC 4954 sections 4 and 6). 534 should be,
+too, but is what Gmail says of a password that is none for applications."""
 
 
 class HandshakeFailed(Exception):

@@ -3,6 +3,7 @@
 import json
 from datetime import timedelta
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 from pydantic import SecretStr, ValidationError
@@ -69,12 +70,15 @@ def test_an_error_about_a_part_of_the_settings_is_about_that_alone():
     told = problem(lambda: Config(helo_name="a.example.org", delivery={"host": "b.example.org", "port": 0}))
 
     assert "1 validation error" in told
+    relay = Config(helo_name="a.example.org", delivery=MappingProxyType({"host": "b.example.org"})).delivery
+    assert relay == RelayDelivery(host="b.example.org")
 
 
 def test_a_list_of_one_may_be_that_one():
     """As an author would write it."""
     assert DirectDelivery(nameservers="quad9").nameservers == ("quad9",)
-    assert DirectDelivery(allowed_networks=["10.0.0.0/8"]).allowed_networks == ("10.0.0.0/8",)
+    assert DirectDelivery(allowed_networks={"10.0.0.0/8"}).allowed_networks == ("10.0.0.0/8",)
+    assert DirectDelivery(allowed_networks=iter(["10.0.0.0/8"])).allowed_networks == ("10.0.0.0/8",)
     assert RelayDelivery(host="a.example.org", fallbacks="b.example.org").fallbacks == ("b.example.org",)
 
 

@@ -214,7 +214,7 @@ class _Guest(asyncio.Protocol):
     def _begin(self, one: Frame) -> None:
         try:
             call = CALLS[one.kind].unpacked(one.packed)
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, OverflowError) as error:
             # Not cut off, as it would come again and again, with the same call among the others'.
             # Its text may quote what was sent, and that is somebody's mail.
             logger.warning("%s: a call of another process can't be read: %s", self._path, type(error).__name__)

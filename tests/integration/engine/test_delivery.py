@@ -8,6 +8,7 @@ import anyio
 import pytest
 
 from mailstrom_async import Deferred, Delivered, Failed, Limits, RetryPolicy
+from mailstrom_async._engine.settlement import ADDRESS
 from mailstrom_async.testing import Close, Gate, Greylist, Hang, Reply
 
 from .conftest import DAY, HOUR, MINUTE, SECOND, completed, email
@@ -302,13 +303,31 @@ async def test_a_hanging_server_does_not_hold_up_what_is_asked_of_the_mailer(bui
         assert {status.message_id for status in await mailer.query_recent()} == {message_id, other}
 
 
-async def test_the_log_names_no_address(build, server, clock, caplog):
+@pytest.mark.parametrize(
+    ("address", "said", "logged"),
+    [
+        (
+            "hidden@example.net",
+            "<hidden@example.net>: User (hidden@example.net) unknown",
+            "<(address)>: User ((address)) un",
+        ),
+        ('"hid den"@example.net', 'to="hid den"@example.net, no', "to=(address), no"),
+        ("o'hidden@example.net", "o'hidden@example.net", "(address)"),
+    ],
+)
+async def test_the_log_names_no_address(build, server, caplog, address, said, logged):
     """Not even where the server does: it may be a hidden recipient's."""
     caplog.set_level(logging.INFO, "mailstrom_async")
-    server.script["RCPT TO:<hidden@example.net>"] = "550 5.1.1 <hidden@example.net>: User (hidden@example.net) unknown"
+    server.script[f"RCPT TO:<{address}>"] = f"550 5.1.1 {said}"
     async with build() as mailer:
-        status = await mailer.wait(await mailer.send_email(email(bcc="hidden@example.net")), timeout=PATIENCE)
+        status = await mailer.wait(await mailer.send_email(email(bcc=address)), timeout=PATIENCE)
 
-    assert "hidden@example.net" in status.recipients[1].result.reply.text
-    assert "550 5.1.1 <(address)>: User ((address)) unknown" in caplog.text
-    assert "hidden" not in caplog.text
+    assert address in status.recipients[1].result.reply.text
+    assert f"550 5.1.1 {logged}" in caplog.text
+    assert "hid" not in caplog.text
+
+
+def test_a_long_text_is_looked_through_at_once():
+    """Whatever a server says: no more work than the text is long. (With one look for each character it is seconds.)"""
+    for text in ("x" * 100_000, '"' * 100_000, "@" * 100_000, '"a' * 50_000):
+        ADDRESS.sub("", text)

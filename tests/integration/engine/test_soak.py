@@ -10,7 +10,7 @@ import os
 import re
 import sqlite3
 from collections import Counter
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import timedelta
 from random import Random
@@ -183,6 +183,7 @@ class Soak:
         self.storage = storage
         self.number = 0
         self.calls: list[tuple[asyncio.Task[str], str]] = []
+        self.was_closed = False  # since they began
         self.mailer = self.build()
 
     def build(self) -> Mailstrom:
@@ -244,13 +245,20 @@ class Soak:
             await asyncio.sleep(0)
 
     async def hear(self) -> None:
-        """What became of the calls. One that was cancelled, or whose mailer was closed, may have sent or not."""
+        """What became of the calls. One that was cancelled, or whose mailer was closed, may have sent or not; no other
+        one fails."""
         for call, message_id in self.calls:
-            with suppress(asyncio.CancelledError, MailerStateError, StorageError):
+            try:
                 await call
+            except asyncio.CancelledError:
+                assert call.cancelling()
+            except (MailerStateError, StorageError):
+                assert self.was_closed
+            else:
                 if message_id in self.world.unsure:
                     self.world.sent[message_id] = self.world.unsure.pop(message_id)
         self.calls.clear()
+        self.was_closed = False
 
     async def interfere(self) -> None:
         """Do something that an operator, or the machine, might do."""
@@ -267,6 +275,7 @@ class Soak:
                 await self.mailer.start()
             case 3:
                 await self.mailer.aclose(self.chance.choice([timedelta(0), timedelta(milliseconds=5), MINUTE]))
+                self.was_closed = True
                 self.mailer = self.build()
                 await self.mailer.__aenter__()
             case 4:

@@ -1,5 +1,6 @@
 """Arguments that can't be meant: each is told by name, with what to write instead, and nothing is stored."""
 
+import asyncio
 from datetime import datetime, timedelta
 
 import pytest
@@ -114,3 +115,23 @@ async def test_a_policy_may_never_give_up(build, email):
     """However long its lifetime is, mail can be sent."""
     async with build(retry=RetryPolicy(lifetime=timedelta.max)) as mailer:
         assert (await mailer.wait(await mailer.send_email(email()))).succeeded
+
+
+async def test_who_waits_is_not_kept_by_a_store_that_does_not_answer(build, email):
+    """The time counts from the call on; and a TimeoutError of somebody else's keeps its words."""
+
+    class Slow(MemoryStorage):
+        error: Exception | None = None
+
+        async def status(self, message_id):
+            if self.error is not None:
+                raise self.error
+            await asyncio.Event().wait()
+
+    async with build(slow := Slow(), deliver=False) as mailer:
+        message_id = await mailer.send_email(email())
+        with pytest.raises(TimeoutError, match="is not completed after"):
+            await mailer.wait(message_id, timeout=timedelta(milliseconds=10))
+        slow.error = TimeoutError("pool exhausted")
+        with pytest.raises(TimeoutError, match="pool exhausted"):
+            await mailer.wait(message_id)

@@ -77,8 +77,8 @@ async def test_a_wrong_password_is_presented_once(client, certificates):
 
 
 async def test_a_mechanism_that_the_relay_does_not_take_after_all_is_not_the_last(client, certificates):
-    """RFC 4954 section 6: 504 and 534 are said of the mechanism, and not of the password."""
-    script = {"AUTH": ["504 5.5.4 not that one", "534 5.7.9 too weak", None]}
+    """RFC 4954 section 6: 504 and 538 are said of the mechanism, and not of the password."""
+    script = {"AUTH": ["504 5.5.4 not that one", "538 5.7.11 encryption required", None]}
     async with SMTPServer(script, tls=certificates.server(), users={"ada": SECRET}) as server:
         session = await client.connect(server, "verify", credentials=ADA)
 
@@ -90,6 +90,7 @@ async def test_a_mechanism_that_the_relay_does_not_take_after_all_is_not_the_las
 @pytest.mark.parametrize(
     ("action", "code"),
     [
+        ("534 5.7.9 Application-specific password required", 534),
         (Reply("535 5.7.8 no", then=Close()), 535),
         ("454 4.7.0 Temporary authentication failure", 454),
         (Reply("421 4.7.0 Too many errors", then=Close()), 421),
