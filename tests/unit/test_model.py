@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import ClassVar
 
 import pytest
-from pydantic import ValidationError
+from pydantic import PrivateAttr, ValidationError
 
 from mailstrom_async import Email, _model
 from mailstrom_async._events import MessageCompleted
@@ -22,6 +22,11 @@ class Invoice(Email):
     """Of pages."""
     number: int = 0
     """Of the invoice."""
+    _printed: int = PrivateAttr(0)
+
+    def print(self) -> int:
+        self._printed += 1
+        return self._printed
 
 
 def test_a_class_variable_with_a_docstring_is_no_field():
@@ -30,6 +35,15 @@ def test_a_class_variable_with_a_docstring_is_no_field():
 
     assert properties["number"]["description"] == "Of the invoice."
     assert "LIMIT" not in properties
+
+
+def test_a_subclass_may_have_private_attributes():
+    """Those of users are no fields, and may be set."""
+    invoice = Invoice(from_="app@example.org", to="ada@example.net")
+
+    assert [invoice.print(), invoice.print()] == [1, 2]
+    with pytest.raises(ValidationError, match="frozen"):
+        invoice.number = 2
 
 
 @pytest.mark.parametrize("module", ["builtins", "no_such_module"])
