@@ -3,7 +3,7 @@
 from datetime import datetime, timedelta
 
 
-def check_type(name: str, value: object, kind: type | tuple[type, ...], what: str) -> None:
+def check_type(name: str, value: object, kind: type, what: str) -> None:
     """Raise a TypeError that tells what an argument must be.
 
     Args:

@@ -162,7 +162,7 @@ def _kind_of_delivery(value: object) -> str:
     return "relay" if relay else "direct"
 
 
-Delivery = Annotated[
+DirectOrRelay = Annotated[
     Annotated[DirectDelivery, Tag("direct")] | Annotated[RelayDelivery, Tag("relay")],
     Discriminator(_kind_of_delivery),
 ]
@@ -339,7 +339,7 @@ class Config(Frozen):
 
     helo_name: HeloName
     """The name of this host as the world knows it, for EHLO and for new Message-IDs. Receivers look it up."""
-    delivery: Delivery = DirectDelivery()
+    delivery: DirectOrRelay = DirectDelivery()
     tls: TLSPolicy = "may"
     """ "none": never. "may": where offered, any certificate (RFC 7435), else plaintext. "encrypt": TLS or deferred.
     "verify": TLS with a valid certificate for the host's name, or deferred."""

@@ -2,7 +2,6 @@
 
 import asyncio
 import secrets
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -17,7 +16,7 @@ from mailstrom_async._errors import InvalidEmail, MailerStateError
 from mailstrom_async._message.addresses import load_validator
 from mailstrom_async._message.compose import Envelope, compose, domains_of, size_of
 from mailstrom_async._message.dkim_keys import load_signers
-from mailstrom_async._message.ids import Stamp
+from mailstrom_async._message.ids import Stamp, first_repeated
 from mailstrom_async._queue.retry import LIFETIME
 from mailstrom_async.storage.base import Acceptance
 
@@ -105,10 +104,8 @@ class Composer:
             acceptances.append(await self.prepare(email, Envelope(), now, lane=lane))
             if len(acceptances) % TURN == 0:
                 await asyncio.sleep(0)  # others have their turn
-        times = Counter([acceptance.prepared.message_id for acceptance in acceptances])
-        if len(times) < len(acceptances):
+        if (twice := first_repeated([acceptance.prepared.message_id for acceptance in acceptances])) is not None:
             # Not AlreadyQueued, which callers may take for success.
-            twice = next(message_id for message_id in times if times[message_id] > 1)
             raise InvalidEmail("message_id", f"two of these emails have {twice[:200]!r}; each needs one of its own")
         return acceptances
 

@@ -101,3 +101,13 @@ def format_date(place: Place, moment: datetime) -> str:
         f"{_DAYS[moment.weekday()]}, {text[8:10]} {_MONTHS[moment.month - 1]} {text[:4]} "
         f"{text[11:19]} {text[19:22]}{text[23:]}"
     )
+
+
+def first_repeated(message_ids: Sequence[str]) -> str | None:
+    """The first that is there a second time."""
+    seen: set[str] = set()
+    for message_id in message_ids:
+        if message_id in seen:
+            return message_id
+        seen.add(message_id)
+    return None

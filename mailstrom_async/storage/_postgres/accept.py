@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from mailstrom_async._envelope import LANES, domain_of
 from mailstrom_async._errors import AlreadyQueued, MailstromError, QueueFull, StorageError
+from mailstrom_async._message.ids import first_repeated
 from mailstrom_async.storage._postgres.connection import Connections, Session
 from mailstrom_async.storage._postgres.errors import ConnectionLost
 from mailstrom_async.storage._postgres.rows import to_due
@@ -263,12 +264,3 @@ class Accepting:
                 raise AlreadyQueued(missing[0])  # and undo the rest of it
             return [[due for entries in stored.values() for due in entries]]
         return [stored.get(number, AlreadyQueued(waiting.message_ids[0])) for number, waiting in enumerate(batch, 1)]
-
-
-def first_repeated(message_ids: Sequence[str]) -> str | None:
-    seen: set[str] = set()
-    for message_id in message_ids:
-        if message_id in seen:
-            return message_id
-        seen.add(message_id)
-    return None

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, cast
 
 from mailstrom_async._errors import AlreadyQueued, MailstromError, QueueFull, StorageError, UnusableConnection
-from mailstrom_async.storage._postgres.accept import PARAMETERS, SIZE, STATEMENT, first_repeated, parameters
+from mailstrom_async._message.ids import first_repeated
+from mailstrom_async.storage._postgres.accept import PARAMETERS, SIZE, STATEMENT, parameters
 from mailstrom_async.storage._postgres.connection import OWN_KIND, Address, Connection, Row, in_schema
 from mailstrom_async.storage._postgres.errors import storage_error
 from mailstrom_async.storage.base import Acceptance

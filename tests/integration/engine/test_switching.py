@@ -206,14 +206,20 @@ async def test_what_is_being_accepted_while_delivery_is_switched_is_delivered(bu
     assert server.received == 1
 
 
-async def test_a_mailer_that_is_closed_waits_for_what_is_being_accepted(build):
-    """It is claimed then, and has to be given back while the store is open."""
+async def storing(build):
+    """A mailer whose store is at a mail: both, the gate behind which it waits, and the call that waits for it."""
     store = SlowStorage()
     mailer = build(store)
     await mailer.__aenter__()
     store.gates["enqueue"] = gate = Gate()
     sending = asyncio.create_task(mailer.send_email(email()))
     await gate.reached()
+    return mailer, store, gate, sending
+
+
+async def test_a_mailer_that_is_closed_waits_for_what_is_being_accepted(build):
+    """It is claimed then, and has to be given back while the store is open."""
+    mailer, store, gate, sending = await storing(build)
     closing = asyncio.create_task(mailer.aclose())
     await anyio.wait_all_tasks_blocked()
     assert not closing.done()
@@ -227,12 +233,7 @@ async def test_a_mailer_that_is_closed_waits_for_what_is_being_accepted(build):
 async def test_a_store_that_never_answers_does_not_keep_a_mailer_open(build, monkeypatch, caplog):
     """Who closes waits for it for a while, and says so."""
     monkeypatch.setattr(engine_module, "LAST_WORDS", timedelta(milliseconds=10))
-    store = SlowStorage()
-    mailer = build(store)
-    await mailer.__aenter__()
-    store.gates["enqueue"] = gate = Gate()
-    sending = asyncio.create_task(mailer.send_email(email()))
-    await gate.reached()
+    mailer, _, gate, sending = await storing(build)
     async with asyncio.timeout(20):
         await mailer.aclose()
     gate.open()

@@ -6,7 +6,7 @@ from email.utils import parsedate_to_datetime
 import pytest
 
 from mailstrom_async import InvalidEmail
-from mailstrom_async._message.ids import Stamp, check_id, foreign_id, format_date, referred_ids
+from mailstrom_async._message.ids import Stamp, check_id, first_repeated, foreign_id, format_date, referred_ids
 from mailstrom_async._message.place import Place
 
 DATE = Place("date")
@@ -104,3 +104,11 @@ def test_message_ids_that_are_made_later_come_later():
     ]
 
     assert made == sorted(made)
+
+
+@pytest.mark.parametrize(
+    ("message_ids", "expected"), [([], None), (["a"], None), (["a", "b"], None), (["a", "b", "b", "a"], "b")]
+)
+def test_the_first_that_comes_again_is_told(message_ids, expected):
+    """Of several, the one that is noticed first."""
+    assert first_repeated(message_ids) == expected
