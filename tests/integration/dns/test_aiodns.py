@@ -227,6 +227,15 @@ async def test_a_nameserver_that_recovers_between_two_questions(server, resolver
     assert (await resolver.mx("example.net")).records == (MX(10, "mx.example.net"),)
 
 
+async def test_a_nameserver_that_stalls_is_asked_until_the_time_is_over(server, resolver):
+    """Rows B5, B25: c-ares expects of one that was fast until now that it stays so, and would give up after three."""
+    for number in range(3):
+        await resolver.mx(f"missing{number}.example.net")
+    server.records["example.net"] = {"MX": InTurn(*[Fault.MUTE] * 4, ["10 mx.example.net"])}
+
+    assert (await resolver.mx("example.net")).records == (MX(10, "mx.example.net"),)
+
+
 @pytest.mark.parametrize(("sick", "well", "address"), [("AAAA", "A", FOUR), ("A", "AAAA", SIX)])
 async def test_one_family_is_enough(server, resolver, sick, well, address):
     """The other can't be looked up now."""
