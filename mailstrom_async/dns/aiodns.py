@@ -189,8 +189,8 @@ class AiodnsResolver:
     async def _query(self, channel: _Channel, name: str, kind: Literal["MX", "A", "AAAA"]) -> pycares.DNSResult:
         """Asked until there is an answer, or until the time is over that the lookup has.
 
-        c-ares goes by how fast a nameserver was lately: on one that answered three times at once it gives up after 1.2 to
-        1.7 seconds and three tries, whatever is set (measured, 1.34.9). A short stall there would defer mail by minutes.
+        c-ares goes by how fast a nameserver was lately: on one that answered three times at once it gives up after 1.2
+        to 1.7 seconds and three tries, whatever is set (measured, 1.34.9). A short stall would defer mail by minutes.
         """
         while True:
             try:

@@ -57,12 +57,12 @@ class SMTPConnector:
         return await opening(policy="none", why_plaintext=why).run()
 
     async def _context(self, target: Target) -> ssl.SSLContext:
-        verify = tls.checks_certificate(target.tls)
-        context = self._contexts.ready(verify=verify)
-        if context is not None:
-            return context
+        if not tls.checks_certificate(target.tls):
+            return self._contexts.unverified
+        if self._contexts.verifying is not None:
+            return self._contexts.verifying
         try:
-            return await asyncio.to_thread(self._contexts.load, verify=verify)
+            return await asyncio.to_thread(self._contexts.load)
         except OSError as error:
             # ssl.SSLError is one, too.
             reason = (
@@ -72,32 +72,30 @@ class SMTPConnector:
 
 
 class Contexts:
-    """The two TLS contexts that all sessions share: one verifies, one takes any certificate.
+    """The two TLS contexts that all sessions share.
 
     Loading the system's authorities takes tens of milliseconds, so `load` belongs into a thread; several may be in it.
+
+    Attributes:
+        unverified: Takes any certificate.
+        verifying: Takes one of the authorities' only; None until it is loaded.
     """
 
     def __init__(self, ca_file: Path | None) -> None:
         self.source = "the system's store" if ca_file is None else str(ca_file)
+        self.unverified = _unverified()
+        self.verifying: ssl.SSLContext | None = None
         self._ca_file = ca_file
         self._lock = threading.Lock()
-        self._made: dict[bool, ssl.SSLContext] = {}
 
-    def ready(self, *, verify: bool) -> ssl.SSLContext | None:
-        """The context, if it was loaded before."""
-        return self._made.get(verify)
-
-    def load(self, *, verify: bool) -> ssl.SSLContext:
-        """The context. Raises OSError if the authorities can't be read; a later call may succeed."""
+    def load(self) -> ssl.SSLContext:
+        """The verifying one. Raises OSError if the authorities can't be read; a later call may succeed."""
         with self._lock:
-            if verify not in self._made:
-                self._made[verify] = self._verifying() if verify else _unverified()
-            return self._made[verify]
-
-    def _verifying(self) -> ssl.SSLContext:
-        context = ssl.create_default_context(cafile=self._ca_file)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        return context
+            if self.verifying is None:
+                context = ssl.create_default_context(cafile=self._ca_file)
+                context.minimum_version = ssl.TLSVersion.TLSv1_2
+                self.verifying = context
+            return self.verifying
 
 
 def _unverified() -> ssl.SSLContext:

@@ -62,7 +62,7 @@ async def test_a_cancel_anywhere_in_an_opening(client, protection):
         await nothing_left(server, before)
         gc.collect()  # a future whose exception nobody fetched would complain now
 
-        assert rounds > 5
+        assert rounds >= 3  # it is connected, greeted, answered
         assert server.violations == []
 
 
