@@ -22,6 +22,7 @@ LONGEST_TTL = timedelta(days=1)
 NEGATIVE_TTL = timedelta(seconds=60)
 """How long "there is none" holds: c-ares does not tell what the zone says."""
 TRIES = 3
+FIRST_PAUSE = 0.5
 AT_ONCE = 64
 LONG_SECONDS = 0.5
 MOST_ALIASES = 10
@@ -191,7 +192,9 @@ class AiodnsResolver:
 
         c-ares goes by how fast a nameserver was lately: on one that answered three times at once it gives up after 1.2
         to 1.7 seconds and three tries, whatever is set (measured, 1.34.9). A short stall would defer mail by minutes.
+        The pauses grow: a nameserver that has too much to do is not helped by a thousand names asked for all the time.
         """
+        pause = FIRST_PAUSE
         while True:
             try:
                 async with self._turns.turn():
@@ -199,6 +202,8 @@ class AiodnsResolver:
             except aiodns.error.DNSError as error:
                 if error.args[:1] != (TIMEOUT,):
                     raise
+            await asyncio.sleep(pause)
+            pause *= 2
 
     async def _fresh_channel(self) -> _Channel:
         channel = self._channel
