@@ -22,7 +22,7 @@ from mailstrom_async._engine.broadcast import Broadcast
 from mailstrom_async._engine.composer import AnyEmail, Composer
 from mailstrom_async._engine.engine import Engine
 from mailstrom_async._engine.health import Health
-from mailstrom_async._envelope import Lane, PreparedEmail
+from mailstrom_async._envelope import Delivery, Lane, PreparedEmail
 from mailstrom_async._errors import MailerStateError, MessageNotFound, StorageError, UnusableConnection
 from mailstrom_async._events import (
     Event,
@@ -89,6 +89,7 @@ class Mailstrom:
         self._health = Health(lambda status: self._broadcast.publish([WorkerStatusChanged(status=status)]))
         self._home: tuple[asyncio.AbstractEventLoop, int] | None = None
         self._engine: Engine | None = None
+        self._left_over: Sequence[Delivery] = ()  # what an engine could not give back
         self._switch = asyncio.Lock()
         self._composer = Composer(config)
         self._purging: asyncio.Task[None] | None = None
@@ -239,6 +240,7 @@ class Mailstrom:
                 owner=f"{os.getpid()}-{secrets.token_hex(4)}",
                 broadcast=self._broadcast,
                 health=self._health,
+                left_over=self._left_over,
             )
             self._engine.start()
         self._health.enter("running")
@@ -248,6 +250,7 @@ class Mailstrom:
             try:
                 await self._engine.stop(grace)
             finally:
+                self._left_over = self._engine.not_given_back
                 self._engine = None
 
     @property
@@ -461,7 +464,8 @@ class Mailstrom:
 
     async def cancel(self, message_id: str) -> MessageStatus:
         """Fail every recipient that is not final with cause "cancelled". One that is being attempted right now may
-        still be delivered; its result tells. Raises MessageNotFound."""
+        still be delivered, and so may one that waits for its turn in another process that delivers; its result tells.
+        Raises MessageNotFound."""
         before = await self.query_status(message_id)
         status = _found(await self._storage.cancel(message_id, self._clock.now()), message_id)
         final = {recipient.address for recipient in before.recipients if recipient.result.state == "failed"}
@@ -473,7 +477,10 @@ class Mailstrom:
         if status.completed and not before.completed:
             self._broadcast.publish([MessageCompleted(message_id=message_id)])
         self._broadcast.touch(message_id)
-        return status
+        if self._engine is None or status.completed:
+            return status
+        await self._engine.cancelled(message_id)
+        return await self.query_status(message_id)
 
     async def retry_now(self, message_id: str) -> None:
         """Make everything of a message due now that waits for its retry. Raises MessageNotFound."""

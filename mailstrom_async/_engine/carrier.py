@@ -150,6 +150,8 @@ class Carrier:
         self._urgent = bundle.lane == "auth"
         if not session.sent_ahead(bundle.message):
             wanted = self._sites.wanted(bundle.deliveries)
+            if not wanted:
+                self._site.not_sent(bundle)
             if len(wanted) < len(bundle.deliveries):
                 bundle.keep(wanted)
         return bundle if bundle.deliveries else None
@@ -244,6 +246,8 @@ class Carrier:
         # While another host is asked nothing is decided, should we be stopped then.
         so_far = dict(outcomes)
         outcomes.clear()
+        if others:
+            await self._make_room_for_another()
         other = await open_session(self._sites.connector, others) if others else None
         if other is None or isinstance(other, Unreachable):
             outcomes.update(so_far)
@@ -257,6 +261,17 @@ class Carrier:
         finally:
             other.abort()
         return True
+
+    async def _make_room_for_another(self) -> None:
+        """Say good-bye to our session: one to another host takes its place among those that there may be."""
+        session = self._session
+        if session is None or not session.usable:
+            return
+        if self._ahead:
+            session.abort()
+            self._give_back()
+        else:
+            await session.quit()
 
     def _settling(
         self, outcomes: Mapping[str, Outcome], started_at: datetime, contact: Contact

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Container, Sequence
 from datetime import timedelta
+from functools import partial
 from random import Random
 
 import anyio
@@ -35,6 +36,8 @@ from mailstrom_async.storage.base import Acceptance, Record, Recorded, Storage
 logger = logging.getLogger("mailstrom_async")
 
 LOST = judge_breakdown(Phase.CONNECT, "local", "the lease ended before it was this delivery's turn")
+PATIENCE = timedelta(seconds=1)
+"""Between two tries to give back to a store that does not answer."""
 LAST_WORDS = timedelta(seconds=10)
 """How long a stopping engine waits for a store that does not answer, or does not take results."""
 
@@ -57,7 +60,13 @@ class Engine:
         owner: str,
         broadcast: Broadcast,
         health: Health,
+        left_over: Sequence[Delivery] = (),
     ) -> None:
+        """
+        Args:
+            left_over: What an earlier engine of this process could not give back.
+        """
+        self._left_over = left_over
         self._config = config
         self._storage = storage
         self._clock = clock
@@ -79,6 +88,11 @@ class Engine:
         self._grace = config.shutdown_grace
         self._draining = anyio.CancelScope()
         self._life: asyncio.Task[None] | None = None
+
+    @property
+    def not_given_back(self) -> list[Delivery]:
+        """After its end, the claims that the store did not take back. Nobody else knows of them."""
+        return [*self._left_over, *self._claims.held()]
 
     def start(self) -> None:
         """Begin to deliver. A second call does nothing."""
@@ -139,6 +153,16 @@ class Engine:
             self._sites.resume()
         self.queued(entries)
 
+    async def cancelled(self, message_id: str) -> None:
+        """Somebody cancelled a message: what waits of it with us, and is not being attempted, is not attempted."""
+        if self._sites is None or self._group is None:
+            return
+        if withdrawn := self._sites.withdraw_message(message_id):
+            # In a task of its own: who cancelled it may give up.
+            returned = anyio.Event()
+            self._group.start_soon(_run, partial(self._return_or_keep, withdrawn), returned)
+            await returned.wait()
+
     async def _live(self) -> None:
         # What is claimed must not stay with us after a fault either: another life would not know of it.
         for part in (self._work, self._give_back):
@@ -188,9 +212,12 @@ class Engine:
             self._portion_changed()
             scheduled = anyio.Event()
             group.start_soon(_run, self._scheduler.run, scheduled)
+            if self._left_over:
+                group.start_soon(self._give_left_over_back)
             try:
                 await self._stop_asked.wait()
                 self._scheduler.stop()
+                self._sites.close()  # at once: the store may take its time
                 await scheduled.wait()
                 await self._drain(self._sites, group)
             finally:
@@ -228,7 +255,8 @@ class Engine:
             await self._tell_of_cancelled([delivery for delivery in given_back if delivery.id not in due_again])
         except StorageError as error:
             logger.error(  # noqa: TRY400
-                "claims could not be given back, they end with their lease, or when their store is opened anew: %s",
+                "claims could not be given back; that is tried again when delivery starts again, and they end with"
+                " their lease, or when their store is opened anew: %s",
                 error,
             )
         try:
@@ -236,6 +264,21 @@ class Engine:
         except StorageError as error:
             logger.warning("those who share our limits count us until our lease would have ended: %s", error)
         self._sites = None
+
+    async def _give_left_over_back(self) -> None:
+        never = asyncio.Event()
+        while True:
+            try:
+                dues = await self._storage.release(self._left_over, self._clock.now())
+            except Exception as error:  # noqa: BLE001 - whatever a store raises, delivery goes on
+                logger.warning("claims of before a pause could still not be given back: %s", error)
+                await self._clock.wait(never, self._clock.now() + PATIENCE)
+            else:
+                left_over, self._left_over = self._left_over, ()
+                self.queued(dues)
+                due_again = {due.delivery_id for due in dues}
+                await self._tell_of_cancelled([one for one in left_over if one.id not in due_again])
+                return
 
     async def _flush(self) -> None:
         try:
@@ -253,8 +296,18 @@ class Engine:
         due_again = {due.delivery_id for due in dues}
         await self._tell_of_cancelled([delivery for delivery in deliveries if delivery.id not in due_again])
 
+    async def _return_or_keep(self, deliveries: Sequence[Delivery]) -> None:
+        try:
+            await self._return(deliveries)
+        except Exception as error:  # noqa: BLE001 - whatever a store raises, delivery goes on
+            logger.warning("claims could not be given back, they wait for their turn: %s", error)
+            kept = [delivery for delivery in deliveries if delivery.id in self._claims]
+            if self._sites is not None:
+                self._sites.assign(kept)
+
     async def _tell_of_cancelled(self, deliveries: Sequence[Delivery]) -> None:
         """What is given back and not due again belongs to a message that was cancelled while we had it."""
+        last = {delivery.message.message_id: delivery for delivery in deliveries}
         for delivery in deliveries:
             message_id = delivery.message.message_id
             try:
@@ -266,7 +319,7 @@ class Engine:
             mine = {recipient.address for recipient in delivery.recipients}
             results = {r.address: r.result for r in status.recipients if r.address in mine} if status else {}
             failed = {address: result for address, result in results.items() if isinstance(result, Failed)}
-            completed = status is not None and status.completed
+            completed = status is not None and status.completed and last[message_id] is delivery
             self._tell(message_id, Recorded(accepted=True, results=failed, due=None, completed=completed))
 
     def _tell(self, message_id: str, recorded: Recorded) -> None:

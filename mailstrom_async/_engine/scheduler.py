@@ -71,6 +71,9 @@ class Scheduler:
 
     def push(self, entries: Sequence[Due]) -> None:
         """These deliveries are due then, whatever was known of them before."""
+        # One that we have lost, and that somebody gave back while we still attempt it, is not to be attempted twice at
+        # a time. A shared store names it again.
+        entries = [entry for entry in entries if entry.delivery_id not in self._claims]
         self._backlogs.push(entries, self._clock.now())
         self._wake.set()
 

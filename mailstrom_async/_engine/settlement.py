@@ -125,12 +125,15 @@ class Settlement:
         """Record that a delivery was not attempted, because its site is throttled; that counts as no attempt.
 
         Args:
-            delivery: Not expired.
+            delivery: Its time may be over, if it was never attempted.
             why: How the last attempt at the site ended.
             until: When the site is probed.
         """
         message = delivery.message
-        due_at = min(held_back_until(self.now(), until, message.queued_at), message.expires_at)
+        now = self.now()
+        due_at = held_back_until(now, until, message.queued_at, self._retry.max_delay)
+        if message.expires_at > now:
+            due_at = min(due_at, message.expires_at)
         deferred = Deferred(
             cause=why.cause or "local",
             enhanced=why.enhanced,

@@ -108,8 +108,7 @@ class Site:
     def call(self, many: int = 1) -> None:
         """Find somebody who carries so many of those that wait: sessions that idle, or new ones."""
         if not self.in_time:
-            if self.pace is not None and self._waiting:
-                self.pace.wait()
+            self.wait_for_rate()
             return
         for _ in range(many):
             # Most find all sessions busy, and need not ask how many of those that wait are ready.
@@ -121,11 +120,28 @@ class Site:
                     return
                 self._sites.want_session(self)
 
-    def withdraw(self) -> None:
-        """Forget what waits; sessions without work end."""
+    def wait_for_rate(self) -> None:
+        """What waits and is over the rate goes when it may."""
+        if self.pace is not None and self._waiting and not self.in_time:
+            self.pace.wait()
+
+    def forget_waiting(self) -> None:
+        """Nobody is to carry what waits."""
         self._waiting.clear()
+
+    def dismiss_all(self) -> None:
+        """Sessions without work end."""
         while self._wake_idle(False):
             pass
+
+    def withdraw_message(self, message_id: str) -> list[Delivery]:
+        """Forget what waits of a message and is not carried yet; returns it."""
+        bundles = [bundle for bundle in self._waiting if bundle.message.message_id == message_id]
+        for bundle in bundles:
+            self._waiting.discard(bundle.message.key)
+        if bundles and self.held:
+            self._tell_of_room()
+        return [delivery for bundle in bundles for delivery in bundle.deliveries]
 
     @property
     def waiting(self) -> int:
@@ -156,7 +172,7 @@ class Site:
     def _room(self, *, freed: int = 0) -> Room:
         allowed, carrying = self._allowed, self.carrying
         free = allowed - carrying["default"] - carrying["bulk"] + freed
-        return Room(allowed, free, self._sites.auth_seen)
+        return Room(allowed, free, self._sites.lanes_used)
 
     def _measure(self) -> None:
         """Whenever the window or our portion of the limits has changed: so many sessions there may be."""
@@ -247,12 +263,16 @@ class Site:
     def _transactions(self, bundle: Bundle) -> int:
         return -(-len(bundle.recipients) // self.limits.recipients_per_transaction)
 
+    def not_sent(self, bundle: Bundle) -> None:
+        """It was taken, and is not to be carried: that costs nothing of the rate."""
+        if self.pace is not None:
+            self.pace.give_back(self._transactions(bundle))
+
     def put_back(self, bundle: Bundle) -> None:
         """It was not carried, and is the next."""
         if self._sites.closed:
             return  # not attempted: its claims are given back
-        if self.pace is not None:
-            self.pace.give_back(self._transactions(bundle))
+        self.not_sent(bundle)
         key = bundle.message.key
         if (others := self._waiting.get(bundle.lane, key)) is not None:
             for delivery in others.deliveries:

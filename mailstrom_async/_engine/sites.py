@@ -3,6 +3,7 @@
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from random import Random
 
 from anyio.abc import TaskGroup
@@ -24,11 +25,15 @@ from mailstrom_async._policy.limits import own_entries, site_limits
 from mailstrom_async._policy.verdict import judge_breakdown
 from mailstrom_async._queue.lanes import Lanes, Room
 from mailstrom_async._queue.portion import WHOLE, Portion
+from mailstrom_async._queue.retry import has_expired
 from mailstrom_async._reply import Phase
 from mailstrom_async._status import Outcome, SiteStatus
 from mailstrom_async.smtp.base import Connector
 
 logger = logging.getLogger("mailstrom_async")
+
+LAST_CHANCE = timedelta(hours=1)
+"""So long after a site was found dead, mail fails there whose time is over, even if it was never attempted."""
 
 
 class Sites:
@@ -60,7 +65,7 @@ class Sites:
         self._upstream = upstream
         self._sites: dict[SiteKey, Site] = {}
         self._wanting = Lanes[Site]()  # by the most urgent that waits there
-        self.auth_seen = False
+        self.lanes_used = False
         self._sessions = 0
         # As many connections as are allowed may wait for slow hosts, besides those that do not.
         self.waits = Waits(config.limits.connections, self._serve)
@@ -74,10 +79,12 @@ class Sites:
 
     def assign(self, deliveries: Sequence[Delivery]) -> None:
         """Take claimed deliveries over."""
+        if self.closed:
+            return  # their claims are given back with all others
         by_destination = defaultdict[str, list[Delivery]](list)
         for delivery in deliveries:
-            if delivery.message.lane == "auth":
-                self.auth_seen = True
+            if delivery.message.lane != "default":
+                self.lanes_used = True
             by_destination[delivery.destination].append(delivery)
         for destination, own in by_destination.items():
             if destination in self._routing:
@@ -90,12 +97,30 @@ class Sites:
                 self._routing[destination] = own
                 self.group.start_soon(self._find_route, destination)
 
-    def withdraw(self) -> None:
+    def close(self) -> None:
         """Forget what waits and was not attempted, its claims are given back; nothing more is begun."""
         self.closed = True
         self._routing.clear()
+        for site in self._sites.values():
+            site.forget_waiting()
+
+    def withdraw(self) -> None:
+        """As `close`, and sessions without work end."""
+        self.close()
         for site in list(self._sites.values()):
-            site.withdraw()
+            site.dismiss_all()
+
+    def withdraw_message(self, message_id: str) -> list[Delivery]:
+        """Forget what waits of a message and is not carried yet; returns it."""
+        withdrawn: list[Delivery] = []
+        for destination, waiting in self._routing.items():
+            withdrawn += [delivery for delivery in waiting if delivery.message.message_id == message_id]
+            self._routing[destination] = [one for one in waiting if one.message.message_id != message_id]
+        for site in list(self._sites.values()):
+            withdrawn += site.withdraw_message(message_id)
+            if site.forgettable:
+                del self._sites[site.key]
+        return withdrawn
 
     @property
     def busy(self) -> bool:
@@ -127,7 +152,7 @@ class Sites:
     @property
     def room(self) -> Room:
         """How many sessions more there may be."""
-        return Room(self.connections, self.connections - (self._sessions - self.waits.slow), self.auth_seen)
+        return Room(self.connections, self.connections - (self._sessions - self.waits.slow), self.lanes_used)
 
     @property
     def crowded(self) -> bool:
@@ -158,11 +183,15 @@ class Sites:
     def _hold_back(self, deliveries: Sequence[Delivery], throttle: Throttle) -> None:
         """What comes for a throttled site waits until it is probed: that is no attempt, and is not counted as one.
 
-        But whose time is over fails with what was learned there, or nothing would end for a site that stays dead.
+        But whose time is over fails with what was learned there, or nothing would end for a site that stays dead. What
+        was never attempted, because nobody delivered for long, has a chance all the same, for as long as it takes a few
+        probes (row C17).
         """
         now = self.settlement.now()
+        has_had_its_chance = now - throttle.began >= LAST_CHANCE
         for delivery in deliveries:
-            if delivery.message.expires_at <= now:
+            is_late = delivery.message.expires_at <= now
+            if is_late and (has_had_its_chance or has_expired(delivery, now, self.config.retry.lifetime)):
                 self.settlement.settle_all(delivery, throttle.why, contact=throttle.contact)
             else:
                 self.settlement.hold_back(delivery, throttle.why, throttle.until)
@@ -203,7 +232,10 @@ class Sites:
                 return
             self._wanting.discard(wanting.key)
             site = self._sites.get(wanting.key)  # it may have been forgotten, and come again as another one
-            if site is None or not site.wants_session:
+            if site is None:
+                continue
+            if not site.wants_session:
+                site.wait_for_rate()  # which others may have used up meanwhile
                 continue
             if room.of(site.most_urgent) > 0 or site.most_urgent == "auth":  # which may be gone meanwhile
                 self._sessions += 1

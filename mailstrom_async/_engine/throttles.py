@@ -18,6 +18,7 @@ class Throttle:
     """A site is left alone from `since` to `until`; then one message probes it.
 
     Attributes:
+        began: When the first of the `failures` was.
         failures: Probes that failed, in a row.
         why: What the last one came to.
         contact: With whom.
@@ -25,6 +26,7 @@ class Throttle:
         destination: One that leads to it.
     """
 
+    began: datetime
     since: datetime
     until: datetime
     failures: int
@@ -83,8 +85,9 @@ class Throttles:
         self._tidy(now)
         # Our own trouble (no file descriptors, say) is not the site's.
         failures = 1 if before is None or why.cause == "local" else before.failures + 1
+        began = now if before is None or now < before.began else before.began
         until = now + throttled_for(failures, self._retry, self._chance.random())
-        throttle = self._throttles[key] = Throttle(now, until, failures, why, contact, hosts, destination)
+        throttle = self._throttles[key] = Throttle(began, now, until, failures, why, contact, hosts, destination)
         return throttle
 
     def lift(self, key: SiteKey) -> None:

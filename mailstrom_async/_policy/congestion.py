@@ -155,7 +155,8 @@ def throttled_for(failures: int, retry: RetryPolicy, chance: float) -> timedelta
     return span * (1 + retry.jitter * (2 * chance - 1))
 
 
-def held_back_until(now: datetime, probe_at: datetime, queued_at: datetime) -> datetime:
+def held_back_until(now: datetime, probe_at: datetime, queued_at: datetime, longest: timedelta) -> datetime:
     """When a delivery for a throttled site is looked at again: when the site is probed, but the older it is, the more
-    rarely, so that a backlog for a host that is down for days costs little; a quarter of its age later at most."""
-    return max(probe_at, now + (now - queued_at) / 4)
+    rarely, so that a backlog for a host that is down for days costs little; a quarter of its age later at most, and
+    after the `longest` time between two attempts."""
+    return max(probe_at, now + min((now - queued_at) / 4, longest))

@@ -39,22 +39,22 @@ class Turns:
 class Room(NamedTuple):
     """What of the sessions that there may be is left for each lane: one is kept for "auth".
 
-    "bulk" never has the one that is kept. "default" leaves it free from when the first mail of "auth" was seen, so that
-    lanes cost nothing where nobody uses them.
+    "bulk" never has the one that is kept. "default" leaves it free from when the first mail of another lane was seen:
+    lanes cost nothing where nobody uses them, and "bulk" finds as much room as "default" does.
 
     Attributes:
         allowed: How many there may be. Where there may be only one, none is kept.
         free: How many of them are not used by mail other than "auth".
-        auth_seen: There is mail of "auth".
+        lanes_used: There was mail of another lane than "default".
     """
 
     allowed: int
     free: int
-    auth_seen: bool
+    lanes_used: bool
 
     def of(self, lane: Lane) -> int:
         """How many more sessions may be used by a lane."""
-        kept = self.allowed > 1 and (lane == "bulk" or (lane == "default" and self.auth_seen))
+        kept = self.allowed > 1 and (lane == "bulk" or (lane == "default" and self.lanes_used))
         return self.free - kept
 
 

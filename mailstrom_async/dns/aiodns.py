@@ -211,7 +211,6 @@ class AiodnsResolver:
             raise ResolutionFailed("the resolver is not open")
         if asyncio.get_running_loop().time() < channel.fresh_until:
             return channel
-        self._turns = _Turns()  # those of an earlier life may belong to another event loop
         try:
             self._channel = self._new_channel()
         except (aiodns.error.DNSError, pycares.AresError, OSError) as error:

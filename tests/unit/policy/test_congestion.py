@@ -225,9 +225,11 @@ def test_what_is_held_back_comes_with_the_probe_and_old_mail_a_quarter_of_its_ag
     """So that a backlog for a host that is down for days costs little."""
     probe_at = NOW + timedelta(seconds=30)
 
-    assert held_back_until(NOW, probe_at, NOW) == probe_at
-    assert held_back_until(NOW, probe_at, NOW - timedelta(minutes=1)) == probe_at
-    assert held_back_until(NOW, probe_at, NOW - timedelta(hours=4)) == NOW + timedelta(hours=1)
+    longest = timedelta(hours=2)
+    assert held_back_until(NOW, probe_at, NOW, longest) == probe_at
+    assert held_back_until(NOW, probe_at, NOW - timedelta(minutes=1), longest) == probe_at
+    assert held_back_until(NOW, probe_at, NOW - timedelta(hours=4), longest) == NOW + timedelta(hours=1)
+    assert held_back_until(NOW, probe_at, NOW - timedelta(days=2), longest) == NOW + longest
 
 
 def test_a_probe_that_fails_is_enough():

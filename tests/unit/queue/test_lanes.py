@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mailstrom_async._envelope import LANES, Lane
 from mailstrom_async._queue.lanes import Lanes, Room, Turns
 
-PLENTY = Room(allowed=100, free=100, auth_seen=True)
+PLENTY = Room(allowed=100, free=100, lanes_used=True)
 
 lanes = st.sampled_from(LANES)
 
@@ -122,16 +122,16 @@ def test_what_is_added_or_put_back_twice_waits_once():
 @pytest.mark.parametrize(
     ("room", "counts", "fitting", "first"),
     [
-        (Room(allowed=4, free=1, auth_seen=False), {"bulk": 9}, 0, None),
-        (Room(allowed=4, free=1, auth_seen=False), {"default": 9}, 1, "default0"),
-        (Room(allowed=4, free=1, auth_seen=True), {"default": 9}, 0, None),
-        (Room(allowed=4, free=1, auth_seen=True), {"default": 9, "auth": 2}, 2, "auth0"),
-        (Room(allowed=4, free=4, auth_seen=True), {"default": 2, "bulk": 9}, 3, "default0"),
-        (Room(allowed=4, free=4, auth_seen=False), {"default": 4, "bulk": 9}, 4, "default0"),
-        (Room(allowed=4, free=0, auth_seen=True), {"auth": 1, "bulk": 1}, 1, "auth0"),
-        (Room(allowed=1, free=1, auth_seen=True), {"bulk": 9}, 1, "bulk0"),
-        (Room(allowed=1, free=0, auth_seen=True), {"bulk": 9, "default": 1}, 0, None),
-        (Room(allowed=2, free=-1, auth_seen=True), {"bulk": 9, "default": 1}, 0, None),
+        (Room(allowed=4, free=1, lanes_used=False), {"bulk": 9}, 0, None),
+        (Room(allowed=4, free=1, lanes_used=False), {"default": 9}, 1, "default0"),
+        (Room(allowed=4, free=1, lanes_used=True), {"default": 9}, 0, None),
+        (Room(allowed=4, free=1, lanes_used=True), {"default": 9, "auth": 2}, 2, "auth0"),
+        (Room(allowed=4, free=4, lanes_used=True), {"default": 2, "bulk": 9}, 3, "default0"),
+        (Room(allowed=4, free=4, lanes_used=False), {"default": 4, "bulk": 9}, 4, "default0"),
+        (Room(allowed=4, free=0, lanes_used=True), {"auth": 1, "bulk": 1}, 1, "auth0"),
+        (Room(allowed=1, free=1, lanes_used=True), {"bulk": 9}, 1, "bulk0"),
+        (Room(allowed=1, free=0, lanes_used=True), {"bulk": 9, "default": 1}, 0, None),
+        (Room(allowed=2, free=-1, lanes_used=True), {"bulk": 9, "default": 1}, 0, None),
     ],
 )
 def test_a_session_is_kept_for_the_top_lane(room: Room, counts: dict[str, int], fitting: int, first: str | None):
