@@ -131,9 +131,11 @@ class Settlement:
         """
         message = delivery.message
         now = self.now()
-        due_at = held_back_until(now, until, message.queued_at, self._retry.max_delay)
         if message.expires_at > now:
+            due_at = held_back_until(now, until, message.queued_at, self._retry.max_delay)
             due_at = min(due_at, message.expires_at)
+        else:
+            due_at = until  # its last chance
         deferred = Deferred(
             cause=why.cause or "local",
             enhanced=why.enhanced,

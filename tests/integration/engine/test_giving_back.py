@@ -4,7 +4,19 @@ import asyncio
 from datetime import timedelta
 from itertools import count
 
-from mailstrom_async import Config, Limits, Mailstrom, MemoryStorage, Rate, RetryPolicy, StorageError
+import anyio
+
+from mailstrom_async import (
+    Config,
+    Limits,
+    Mailstrom,
+    MemoryStorage,
+    MessageCompleted,
+    Rate,
+    RecipientFailed,
+    RetryPolicy,
+    StorageError,
+)
 from mailstrom_async._engine import carrier
 from mailstrom_async._engine.settlement import Settlement
 from mailstrom_async._engine.sites import Sites
@@ -129,3 +141,99 @@ async def test_stopped_between_two_results_of_one_message_none_is_lost(build, se
 
     assert status.succeeded
     assert len(server.messages) == 1
+
+
+class Locked(MemoryStorage):
+    """Gives nothing back for now."""
+
+    is_locked = False
+
+    async def release(self, deliveries, due_at):
+        if self.is_locked:
+            raise StorageError("database is locked")
+        return await super().release(deliveries, due_at)
+
+
+async def test_what_could_not_be_given_back_at_a_pause_is_given_back_after_it(build, server, clock, caplog):
+    """I3: nobody else knows of these claims, and they would be kept for as long as the process lives."""
+    storage = Locked()
+    async with build(storage, limits=Limits(rate=Rate(messages=1, per=MINUTE, burst=1))) as mailer:
+        ids = await mailer.send_emails([email(f"r{number}@example.net") for number in range(3)])
+        await server.wait_for_messages(1, timeout=PATIENCE)
+        storage.is_locked = True
+        await mailer.pause()
+        assert "could not be given back" in caplog.text
+        await mailer.start()
+        await clock.until_waiting()
+        storage.is_locked = False
+        statuses = [await completed(mailer, message_id, clock, 10 * SECOND) for message_id in ids]
+
+    assert all(status.succeeded and status.recipients[0].attempts == 1 for status in statuses)
+    assert server.received == 3
+
+
+async def test_a_cancel_reaches_what_waits_for_its_turn(build, server, clock):
+    """Only what is being attempted may still be delivered; who listens is told of the others at once."""
+    async with (
+        build(limits=Limits(rate=Rate(messages=1, per=MINUTE, burst=1))) as mailer,
+        mailer.events(RecipientFailed, MessageCompleted) as events,
+    ):
+        first, *others = await mailer.send_emails([email(f"r{number}@example.net") for number in range(3)])
+        await mailer.wait(first, timeout=PATIENCE)
+        assert (await anext(events)).message_id == first
+        await anyio.wait_all_tasks_blocked()
+        assert mailer.sites()[0].waiting == 2
+        for message_id in others:
+            status = await mailer.cancel(message_id)
+            assert status.recipients[0].result.cause == "cancelled"
+            assert [type(await anext(events)) for _ in range(2)] == [RecipientFailed, MessageCompleted]
+        assert sum(site.waiting for site in mailer.sites()) == 0
+        last = await mailer.send_email(email())
+        assert (await completed(mailer, last, clock, MINUTE)).succeeded
+
+    assert server.received == 2
+
+
+async def test_a_cancel_that_the_store_does_not_take_back_leaves_the_rest_to_its_turn(build, server, clock, caplog):
+    """Its claim is neither lost nor attempted twice."""
+    storage = Locked()
+    async with build(storage, limits=Limits(rate=Rate(messages=1, per=MINUTE, burst=1))) as mailer:
+        ids = await mailer.send_emails([email(f"r{number}@example.net") for number in range(2)])
+        await mailer.wait(ids[0], timeout=PATIENCE)
+        await anyio.wait_all_tasks_blocked()
+        storage.is_locked = True
+        assert (await mailer.cancel(ids[1])).recipients[0].result.state == "queued"
+        storage.is_locked = False
+        await completed(mailer, ids[1], clock, MINUTE)
+
+    assert "wait for their turn" in caplog.text
+    assert server.received <= 2
+
+
+async def test_mail_that_is_overdue_and_was_never_attempted_outlives_a_first_connection_that_failed(
+    build, server, storage, clock
+):
+    """Row C17: nobody delivered for ten days, and the host refuses one connection by chance."""
+    async with build(storage, deliver=False) as mailer:
+        ids = await mailer.send_emails([email(f"r{number}@example.net") for number in range(20)])
+    clock.advance(timedelta(days=10))
+    server.script["greeting"] = [Close(), None]
+    async with build(storage, limits=Limits(connections_per_host=1)) as mailer:
+        statuses = [await completed(mailer, message_id, clock, SECOND) for message_id in ids]
+
+    assert sum(status.succeeded for status in statuses) == 19  # the one that was attempted has had its time
+    assert server.received == 19
+
+
+async def test_mail_that_is_overdue_for_a_host_that_stays_dead_fails_soon(build, server, storage, clock):
+    """It has its chance for an hour, and does not wait for ever."""
+    async with build(storage, deliver=False) as mailer:
+        ids = await mailer.send_emails([email(f"r{number}@example.net") for number in range(5)])
+    clock.advance(timedelta(days=10))
+    began = clock.now()
+    server.script["greeting"] = Close()
+    async with build(storage) as mailer:
+        statuses = [await completed(mailer, message_id, clock, MINUTE) for message_id in ids]
+
+    assert not any(status.succeeded for status in statuses)
+    assert clock.now() - began < timedelta(hours=3)

@@ -84,6 +84,20 @@ async def test_ordinary_mail_has_all_sessions_until_the_first_login_code_is_seen
         assert held["default"].arrivals == before + 1
 
 
+async def test_newsletters_are_not_starved_where_no_login_code_was_ever_seen(build, server, held):
+    """Ordinary mail has all sessions of the site; of those that become free, newsletters get their share."""
+    async with build(limits=Limits(connections_per_host=2), shutdown_grace=NO_GRACE) as mailer:
+        ids = await send(mailer, "default", 200)
+        await held["default"].reached(2)
+        ids += await send(mailer, "bulk", 2)
+        held["default"].open()
+        held["bulk"].open()
+        for message_id in ids:
+            await mailer.wait(message_id, timeout=PATIENCE)
+
+    assert "bulk" in senders(server)[:150]
+
+
 async def test_what_waits_for_the_only_session_takes_turns_by_weight(build, server, held):
     """A login code is the next to go, four ordinary mails come to a newsletter, and none is starved."""
     limits = Limits(connections_per_host=1, connections=1)

@@ -31,3 +31,29 @@ async def test_a_host_that_closes_between_two_transactions_leaves_nobody_without
         assert [recipient.result.state for recipient in status.recipients] == ["delivered", "deferred"]
         assert [recipient.attempts for recipient in status.recipients] == [1, 1]
         assert len(second.messages) == 1
+
+
+async def test_a_session_to_another_host_takes_the_place_of_the_first():
+    """I13: there are never more connections than the limits allow, also while another host is asked."""
+    async with FakeInternet() as internet:
+        first = await internet.exchanger("mx1.example.org", {"MAIL": "451 4.3.2 not now"})
+        second = await internet.exchanger("mx2.example.org")
+        internet.domain("example.org", mx=["10 mx1.example.org", "20 mx2.example.org"])
+        at_once = []
+
+        def arrived(context):
+            sessions = [*first.sessions, *second.sessions]
+            at_once.append(sum(not (session.quit or session.closed) for session in sessions))
+
+        second.script["MAIL"] = arrived
+        config = Config(
+            helo_name="app.example.net",
+            delivery=internet.delivery,
+            limits=Limits(connections=1, connections_per_host=1),
+            shutdown_grace=timedelta(0),
+        )
+        async with Mailstrom(config, MemoryStorage()) as mailer:
+            for message_id in await mailer.send_emails([email(f"r{number}@example.org") for number in range(4)]):
+                assert (await mailer.wait(message_id, timeout=PATIENCE)).succeeded
+
+    assert at_once == [1] * 4

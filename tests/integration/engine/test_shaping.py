@@ -24,7 +24,7 @@ from mailstrom_async._engine import claims
 from mailstrom_async._queue.backlog import KEPT_CLAIMS
 from mailstrom_async.testing import Close, FakeInternet, Gate, ManualClock, Reply, SMTPServer
 
-from .conftest import HOUR, MINUTE, SECOND, email
+from .conftest import HOUR, MINUTE, SECOND, completed, email
 
 PATIENCE = timedelta(seconds=20)
 
@@ -90,6 +90,20 @@ async def test_what_is_over_the_rate_waits_and_is_no_attempt(build, server, cloc
 
     assert {status.recipients[0].attempts for status in statuses} == {1}
     assert [at - start for at in arrivals.at] == [span * SECOND for span in (0, 0, 0, 20, 40, 60)]
+
+
+async def test_a_site_whose_rate_others_used_while_it_waited_for_a_connection_goes_on(internet, clock):
+    """The only connection is the first site's, and so are the tokens that both share: the second one waits for the next
+    token, and not for ever."""
+    for number in range(3):
+        await internet.exchanger(f"mx{number}.example.org")
+        internet.domain(f"d{number}.example.org", mx=[f"mx{number}.example.org"])
+    shared = LimitsFor(mx="*.example.org", rate=Rate(messages=1, per=MINUTE, burst=1))
+    async with mailer(internet, clock, limits=Limits(connections=1, overrides=[shared])) as opened:
+        ids = await opened.send_emails([email(f"r@d{number}.example.org") for number in range(3)])
+        statuses = [await completed(opened, message_id, clock, 20 * SECOND) for message_id in ids]
+
+    assert all(status.succeeded for status in statuses)
 
 
 async def test_a_session_does_not_wait_for_the_rate_longer_than_it_may_idle(build, server, clock):

@@ -10,6 +10,7 @@ from mailstrom_async import Deferred, Limits
 from mailstrom_async.testing import Gate, Hang
 
 from .conftest import MINUTE, SECOND, email
+from .test_switching import SlowStorage
 
 PATIENCE = timedelta(seconds=20)
 NO_GRACE = timedelta(0)
@@ -52,6 +53,28 @@ async def test_without_grace_what_was_not_sent_is_queued_as_before(build, server
 
     assert status.succeeded
     assert status.recipients[0].attempts == 1
+    assert server.received == 1
+
+
+async def test_nothing_more_is_begun_while_the_store_takes_its_time(build, server):
+    """Row C3: a claim that the store has not answered yet does not keep the sessions going."""
+    storage = SlowStorage()
+    server.extensions.remove("PIPELINING")  # or the next one would be begun already
+    server.script["end of data"] = taking = Gate()
+    limits = Limits(connections_per_host=1, connections=1)
+    async with build(storage, limits=limits, shutdown_grace=NO_GRACE) as mailer:
+        await mailer.send_emails([email(f"r{number}@example.net") for number in range(5)])
+        await taking.reached()
+        storage.gates["claim"] = claiming = Gate()
+        await mailer.send_emails([email("ada@example.org"), email("eve@example.org")])
+        await claiming.reached()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(mailer.aclose(NO_GRACE))
+            await anyio.wait_all_tasks_blocked()
+            taking.open()
+            await anyio.wait_all_tasks_blocked()
+            claiming.open()
+
     assert server.received == 1
 
 

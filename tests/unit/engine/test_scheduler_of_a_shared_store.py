@@ -123,3 +123,26 @@ async def test_our_own_claims_are_never_claimed_a_second_time() -> None:
 
         assert (mine.message.message_id, other.message.message_id) == ("one@example.org", "two@example.org")
         assert life.dispatched.empty()
+
+
+async def test_what_we_lost_and_still_attempt_is_not_claimed_beside_that() -> None:
+    """I15: another process took it over and gave it back, and somebody asks for it to be retried now."""
+    clock, storage = ManualClock(), SharedStorage()
+    await storage.open(clock.now())
+    [due] = await storage.enqueue([accepted("one@example.org", clock.now())])
+    async with running(storage, clock, "we") as life:
+        mine = await life.dispatched.get()
+        clock.advance(2 * LEASE)
+        [theirs] = await storage.claim(
+            [due.delivery_id], owner="they", now=clock.now(), lease_until=clock.now() + LEASE
+        )
+        dues = await storage.release([theirs], clock.now())
+        life.scheduler.push(dues)
+        await storage.enqueue([accepted("two@example.org", clock.now())])
+        storage.wake()
+        assert (await life.dispatched.get()).message.message_id == "two@example.org"
+        assert life.dispatched.empty()
+        life.scheduler.ended(mine, well=None)
+        clock.advance(LOOK_EVERY)
+
+        assert (await life.dispatched.get()).message.message_id == "one@example.org"
