@@ -72,7 +72,8 @@ async def test_nothing_more_is_begun_while_the_store_takes_its_time(build, serve
             group.create_task(mailer.aclose(NO_GRACE))
             await anyio.wait_all_tasks_blocked()
             taking.open()
-            await anyio.wait_all_tasks_blocked()
+            with pytest.raises(TimeoutError):
+                await server.wait_for_messages(2, timeout=timedelta(seconds=0.2))
             claiming.open()
 
     assert server.received == 1
