@@ -104,13 +104,11 @@ class Carrier:
         self._opened_at, self._rest = asyncio.get_running_loop().time(), 0.0
         started_at = self._sites.settlement.now()
         targets = self._site.targets(route)
-        self._site.opening += 1
         self._sites.waits.begin(self)
         try:
             opened = await open_session(self._sites.connector, targets)
         finally:
             self._sites.waits.end(self)
-            self._site.opening -= 1
         if isinstance(opened, Unreachable):
             self._site.unreachable(opened, route, started_at)
             return None

@@ -43,7 +43,6 @@ class Site:
 
     Attributes:
         sessions: Carriers that have a session, or will have one.
-        opening: How many of them open theirs just now.
         carrying: How many of them carry something just now, by its lane.
     """
 
@@ -63,7 +62,6 @@ class Site:
         self._measure()
         self._waiting = Lanes[Bundle]()  # by message
         self.sessions = 0
-        self.opening = 0
         self.carrying: dict[Lane, int] = dict.fromkeys(LANES, 0)
         self._parting = 0  # sessions that say good-bye; the host still counts them
         self._idle: list[asyncio.Future[bool]] = []
@@ -215,8 +213,8 @@ class Site:
 
     @property
     def busy(self) -> bool:
-        """A session is opened, or carries something."""
-        return self.opening + sum(self.carrying.values()) > 0
+        """A session carries something. One that is opened just now does not: what it is for still waits."""
+        return any(self.carrying.values())
 
     @property
     def forgettable(self) -> bool:

@@ -56,6 +56,19 @@ async def test_without_grace_what_was_not_sent_is_queued_as_before(build, server
     assert server.received == 1
 
 
+@pytest.mark.parametrize("step", ["greeting", "EHLO"])
+async def test_nobody_waits_for_a_host_that_has_not_greeted(build, server, step):
+    """Row C3: no content can be in doubt there, and who stops us may have little time for those where it can."""
+    server.script[step] = opening = Gate(Hang())
+    async with build() as mailer:
+        message_id = await mailer.send_email(email())
+        await opening.reached()
+        async with asyncio.timeout(10):
+            await mailer.aclose(timedelta(minutes=1))
+    async with build(deliver=False) as mailer:
+        assert (await mailer.query_status(message_id)).recipients[0].attempts == 0
+
+
 async def test_nothing_more_is_begun_while_the_store_takes_its_time(build, server):
     """Row C3: a claim that the store has not answered yet does not keep the sessions going."""
     storage = SlowStorage()
