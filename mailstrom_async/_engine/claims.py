@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from mailstrom_async._clock import Clock
 from mailstrom_async._envelope import Delivery, Due
 from mailstrom_async._errors import StorageError
+from mailstrom_async._queue.fairness import SMALL
 from mailstrom_async.storage.base import Acceptance, Express, Storage
 
 logger = logging.getLogger("mailstrom_async")
@@ -21,6 +22,7 @@ class Claims:
     being asked for counts already, and so there may be more than are `held`.
 
     Attributes:
+        small_bytes: How many bytes are held in small mail.
         lost: The ids of those whose lease ended: somebody else may be attempting them. Who has not begun with one must
             not.
     """
@@ -33,6 +35,7 @@ class Claims:
         self._lease = lease
         self.bytes_in_flight = bytes_in_flight
         self._bytes_free = bytes_in_flight
+        self.small_bytes = 0
         self._held: dict[int, Delivery] = {}
         self._promised = 0
         self.lost: set[int] = set()
@@ -94,13 +97,18 @@ class Claims:
 
     def _hold(self, delivery: Delivery) -> None:
         self._held[delivery.id] = delivery
-        self._bytes_free -= len(delivery.message.content)
+        self._count(len(delivery.message.content))
 
     def end(self, delivery: Delivery) -> None:
         """It is recorded, released, or lost."""
         self.lost.discard(delivery.id)
         if self._held.pop(delivery.id, None) is not None:
-            self._bytes_free += len(delivery.message.content)
+            self._count(-len(delivery.message.content))
+
+    def _count(self, size: int) -> None:
+        self._bytes_free -= size
+        if abs(size) <= SMALL:
+            self.small_bytes += size
 
     def held(self) -> list[Delivery]:
         return list(self._held.values())

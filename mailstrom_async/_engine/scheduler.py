@@ -150,8 +150,9 @@ class Scheduler:
         now = self._clock.now()
         await self._mind_setback(now)
         await self._read(now)
-        entries = self._backlogs.take(CLAIM_BATCH, self._claims.free, self._claims.bytes_free)
-        if not entries and not self._claims and (alone := self._backlogs.first()) is not None:
+        claims = self._claims
+        entries = self._backlogs.take(CLAIM_BATCH, claims.free, claims.bytes_free, claims.small_bytes)
+        if not entries and not claims and (alone := self._backlogs.first()) is not None:
             entries = [alone]
         if not entries:
             return any(backlog.is_used_up for backlog in self._backlogs.lanes.values())

@@ -4,12 +4,13 @@ Each lane has a way of its own, so that nothing of another one stands before it:
 part of what the store has, nor in the windows of its destinations.
 """
 
+import sys
 from collections.abc import Container, Iterable, Mapping, Sequence
 from datetime import datetime
 
 from mailstrom_async._envelope import LANES, Due, Lane
 from mailstrom_async._queue.delay_heap import DelayHeap
-from mailstrom_async._queue.fairness import ReadyLines, Share
+from mailstrom_async._queue.fairness import SMALL, ReadyLines, Share
 from mailstrom_async._queue.lanes import Turns
 
 HEAP_CAPACITY = 10_000
@@ -133,6 +134,7 @@ class Backlogs:
         self._turns = Turns()
         self._kept = memory // KEPT_OF_MEMORY
         self._memory = memory - self._kept
+        self._for_small = memory // KEPT_OF_MEMORY
 
     def push(self, entries: Sequence[Due], now: datetime) -> None:
         """As `Backlog.push`, each to its lane."""
@@ -145,32 +147,38 @@ class Backlogs:
         for lane, own in by_lane.items():
             self.lanes[lane].push(own, now)
 
-    def take(self, batch: int, claims: int, size: int) -> list[Due]:
+    def take(self, batch: int, claims: int, size: int, small: int = 0) -> list[Due]:
         """Choose what to claim now.
 
         Args:
             batch: At most so many.
             claims: So many more there may be.
             size: So many bytes more there may be.
+            small: So many bytes are claimed in small mail.
         """
         taken: list[Due] = []
         waiting: list[Lane] = [lane for lane, backlog in self.lanes.items() if len(backlog.lines)]
-        if (large := self._held_up_by(size - self._kept)) is not None:
-            # The others of its rank wait until it has room; if it must go alone, all do.
-            waiting = [lane for lane in waiting if lane == "auth" or lane == large.lane]
-            if large.size > self._memory:
-                return taken
+        # Only small ones go on beside a large one that waits for its room, and "auth"; if it must go alone, none.
+        large = self._held_up_by(size - self._kept)
+        if large is not None and large.size > self._memory:
+            return taken
+        beside = max(0, min(size, self._for_small - small))
         while waiting and batch > 0:
             alone = len(waiting) == 1
             lane = self._turns.take(waiting)
             kept, kept_size = (0, 0) if lane == "auth" else (KEPT_CLAIMS, self._kept)
-            entries = self.lanes[lane].lines.take(batch if alone else 1, size - kept_size, claims - kept)
+            room, most = size - kept_size, sys.maxsize
+            if large is not None and lane not in ("auth", large.lane):
+                room, most = min(room, beside), SMALL
+            entries = self.lanes[lane].lines.take(batch if alone else 1, room, claims - kept, most=most, beside=beside)
             if alone or not entries:
                 waiting.remove(lane)
             taken += entries
             batch -= len(entries)
             claims -= len(entries)
-            size -= sum(entry.size for entry in entries)
+            taken_size = sum(entry.size for entry in entries)
+            size -= taken_size
+            beside = max(0, beside - taken_size)
         return taken
 
     def reserve(self, lane: Lane, destination: str, size: int, *, claims: int, memory: int) -> bool:

@@ -15,6 +15,8 @@ from mailstrom_async._envelope import Due
 
 PATIENCE = 100
 """How often smaller deliveries may go past one that finds no room in memory, before it is kept free for that one."""
+SMALL = 64 * 1024
+"""Bytes of a mail that may go on beside one that waits for its room: slow hosts may have the rest of it for long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +87,17 @@ class ReadyLines:
         """Whether anything waits for a destination, here or, left out, in the store."""
         return destination in self._lines or destination in self._left_out
 
-    def take(self, count: int, size: int, free: int = sys.maxsize) -> list[Due]:
+    def take(
+        self, count: int, size: int, free: int = sys.maxsize, *, most: int = sys.maxsize, beside: int = 0
+    ) -> list[Due]:
         """Choose what to claim now: one of each line in turn, within the windows.
 
         Args:
             count: At most so many.
             size: At most so many bytes of content in all.
             free: So many claims more there may be, of all destinations.
+            most: So many bytes in one of them.
+            beside: So many bytes in all, and in small ones only, while a large one waits for its room.
         """
         taken: list[Due] = []
         idle = 0  # lines in a row that had nothing for us
@@ -99,7 +105,7 @@ class ReadyLines:
         if (large := self.impatient) is not None:
             self._lines.move_to_end(large.destination, last=False)
             if large.size > size:
-                return taken  # until it has room, or goes alone as the `first`
+                size, most = beside, SMALL  # until it has room, or goes alone as the `first`
         lines = self._lines
         left = min(count, free)
         while left > 0 and idle < len(lines):
@@ -109,7 +115,7 @@ class ReadyLines:
             if not self._is_open(destination, free - len(taken)):
                 idle += 1
                 continue
-            if line[0].size > size:
+            if line[0].size > min(size, most):
                 self._note_large(line[0])
                 idle += 1
                 continue

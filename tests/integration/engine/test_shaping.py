@@ -21,6 +21,7 @@ from mailstrom_async import (
     Timeouts,
 )
 from mailstrom_async._engine import claims
+from mailstrom_async._queue import fairness
 from mailstrom_async._queue.backlog import KEPT_CLAIMS
 from mailstrom_async.testing import Close, FakeInternet, Gate, ManualClock, Reply, SMTPServer
 
@@ -104,6 +105,27 @@ async def test_a_site_whose_rate_others_used_while_it_waited_for_a_connection_go
         statuses = [await completed(opened, message_id, clock, 20 * SECOND) for message_id in ids]
 
     assert all(status.succeeded for status in statuses)
+
+
+async def test_small_mail_goes_on_though_slow_hosts_have_the_memory_that_a_large_one_waits_for(internet, clock):
+    """I17: the large one has its room once a slow host is done, and nobody else waits for that."""
+    taking = Gate()
+    await internet.exchanger("mx.slow.example.org", {"end of data": taking})
+    await internet.exchanger("mx.well.example.org")
+    for name, exchanger in (("slow", "slow"), ("well", "well"), ("large", "well")):
+        internet.domain(f"{name}.example.org", mx=[f"mx.{exchanger}.example.org"])
+    async with mailer(internet, clock, limits=Limits(bytes_in_flight=4_000_000)) as opened:
+        large = [email(f"r{number}@slow.example.org", text="x\n" * 500_000) for number in range(2)]
+        slow = await opened.send_emails(large)
+        await taking.reached(2)
+        waiting = await opened.send_email(email("r@large.example.org", text="x\n" * 600_000))
+        for number in range(2 * fairness.PATIENCE):
+            small = await opened.send_email(email(f"r{number}@well.example.org"))
+            assert (await opened.wait(small, timeout=PATIENCE)).succeeded
+        assert not (await opened.query_status(waiting)).completed
+        taking.open()
+        for message_id in (*slow, waiting):
+            assert (await opened.wait(message_id, timeout=PATIENCE)).succeeded
 
 
 async def test_a_session_does_not_wait_for_the_rate_longer_than_it_may_idle(build, server, clock):
