@@ -128,6 +128,21 @@ async def test_small_mail_goes_on_though_slow_hosts_have_the_memory_that_a_large
             assert (await opened.wait(message_id, timeout=PATIENCE)).succeeded
 
 
+async def test_what_expires_while_it_waits_costs_nothing_of_the_rate(build, server, clock):
+    """The next one has its turn."""
+    server.script["MAIL"] = arrivals = Arrivals(clock)
+    start = clock.now()
+    async with build(limits=Limits(rate=Rate(messages=1, per=MINUTE, burst=1))) as mailer:
+        await mailer.send_email(email())
+        await received(server, 1)
+        late = await mailer.send_email(email(), expires_after=30 * SECOND)
+        last = await mailer.send_email(email())
+        assert (await completed(mailer, last, clock, 10 * SECOND)).succeeded
+        assert (await mailer.query_status(late)).recipients[0].result.state == "failed"
+
+    assert [at - start for at in arrivals.at] == [timedelta(0), MINUTE]
+
+
 async def test_a_session_does_not_wait_for_the_rate_longer_than_it_may_idle(build, server, clock):
     """A message an hour: the connection is not held meanwhile, and the leases hold."""
     limits = Limits(rate=Rate(messages=1, per=HOUR))
