@@ -61,6 +61,7 @@ class Attendance:
             # A store may note it although whoever waits for it is gone; so it has its end, which `leave` waits for.
             attending = roster.attend(self._owner, now=self._clock.now(), lease=self._lease)
             self._attending = asyncio.ensure_future(attending)
+            self._attending.add_done_callback(_seen)
             portion = await asyncio.shield(self._attending)
         except StorageError as error:
             logger.warning("who else delivers could not be asked, the portion of the limits stays: %s", error)
@@ -73,3 +74,9 @@ class Attendance:
             self.portion = portion
             self._on_change()
         return True
+
+
+def _seen(attending: asyncio.Future[Portion]) -> None:
+    # Whoever waited may be gone, and then nobody else asks how it ended.
+    if not attending.cancelled():
+        attending.exception()

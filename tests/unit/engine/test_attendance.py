@@ -1,10 +1,11 @@
 """Being counted among those who deliver from one store, and being counted no longer."""
 
 import asyncio
+import gc
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
-from mailstrom_async import MemoryStorage
+from mailstrom_async import MemoryStorage, StorageError
 from mailstrom_async._engine.attendance import Attendance
 from mailstrom_async._queue.portion import UNKNOWN
 from mailstrom_async.storage import Portion
@@ -21,6 +22,7 @@ class Unhurried(MemoryStorage):
         self.present: set[str] = set()
         self.asked, self.may_note, self.noted = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self.noting: asyncio.Task[Portion] | None = None
+        self.trouble: StorageError | None = None
 
     async def attend(self, owner: str, *, now: datetime, lease: timedelta) -> Portion:
         self.noting = asyncio.create_task(self._note(owner))
@@ -32,6 +34,8 @@ class Unhurried(MemoryStorage):
 
     async def _note(self, owner: str) -> Portion:
         await self.may_note.wait()
+        if self.trouble is not None:
+            raise self.trouble
         self.present.add(owner)
         self.noted.set()
         return Portion(0, 2)
@@ -79,3 +83,22 @@ async def test_who_never_came_may_leave():
     await attendance_in(storage).leave()
 
     assert storage.present == set()
+
+
+async def test_what_fails_late_does_not_complain_after_we_left():
+    """The store is gone, and a stop cuts the question off: nobody is told by asyncio that it was never answered."""
+    complaints: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context["message"]))
+    storage = Unhurried()
+    storage.trouble = StorageError("gone")
+    attendance = attendance_in(storage)
+    keeping = asyncio.create_task(attendance.keep())
+    await asyncio.wait_for(storage.asked.wait(), 10)
+    keeping.cancel()
+    await asyncio.wait([keeping], timeout=10)
+    storage.may_note.set()
+    await asyncio.wait_for(attendance.leave(), 10)
+    del attendance, keeping, storage
+    gc.collect()
+
+    assert complaints == []
