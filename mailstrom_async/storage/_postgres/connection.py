@@ -5,11 +5,11 @@ The one exception is the listener, in listener.py.
 """
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar, cast
-from urllib.parse import urlsplit
 
 from mailstrom_async._errors import StorageError
 from mailstrom_async.storage._postgres.errors import AGAIN, ConnectionLost, storage_error
@@ -26,6 +26,13 @@ FIRST_PAUSE = 0.05
 LONGEST_PAUSE = 2.0
 TRIES = 5
 """How often a transaction is begun again that others made fail."""
+
+_HOST = r"(?:[\w.%-]*|\[[0-9A-Fa-f:.%]+\])(?::\d*)?"
+_DSN = re.compile(
+    rf"(?:(?i:postgres(?:ql)?)://(?:[^@/?#]*@)?(?P<hosts>{_HOST}(?:,{_HOST})*)(?P<database>/[^@?#]*)?(?:\?[^#@]*)?)?"
+)
+"""A DSN whose parts are plain to see. It is none where a password has an "@", "/", "?" or "#" in it that is not
+escaped: then a piece of the password would be taken for the host or the database, and be shown."""
 
 DRIVER_ERRORS: tuple[type[Exception], ...] = cast(
     "tuple[type[Exception], ...]",
@@ -72,7 +79,7 @@ class Address:
         statement_cache_size: 0: nothing is prepared on the server (PgBouncer).
     """
 
-    dsn: str
+    dsn: str = field(repr=False)
     schema: str
     patience: float
     statement_cache_size: int
@@ -80,12 +87,19 @@ class Address:
     @property
     def name(self) -> str:
         """What to call it in messages: no password, no parameters."""
-        parts = urlsplit(self.dsn)
-        host = parts.netloc.rpartition("@")[2]
-        return f"PostgreSQL {host or 'on this host'}{parts.path}"
+        parts = _DSN.fullmatch(self.dsn)
+        if parts is None:
+            return "PostgreSQL"
+        return f"PostgreSQL {parts['hosts'] or 'on this host'}{parts['database'] or ''}"
 
     async def connect(self) -> Connection:
         """Raises StorageError; `ConnectionLost` if it is worth trying again."""
+        unreadable = StorageError(
+            "the DSN of PostgresStorage can't be read: write postgresql://user:password@host:port/database, and what "
+            "is special in a URL as its code, such as %2F for / in a password"
+        )
+        if not _DSN.fullmatch(self.dsn):
+            raise unreadable
         try:
             # By the libpq environment variables and defaults where the DSN is silent.
             return await _connect(
@@ -95,11 +109,9 @@ class Address:
                 statement_cache_size=self.statement_cache_size,
                 server_settings={"application_name": "mailstrom_async"},
             )
-        except ValueError as error:
-            # It quotes what it can't make out, which may be the password.
-            raise StorageError(
-                "the DSN of PostgresStorage can't be read: write postgresql://user:password@host:port/database"
-            ) from error
+        except ValueError:
+            # It quotes what it can't make out, which may be the password: not even a traceback may show it.
+            raise unreadable from None
         except DRIVER_ERRORS as error:
             raise storage_error(self.name, error) from error
 

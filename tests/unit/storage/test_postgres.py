@@ -81,11 +81,27 @@ def test_the_parameters_of_accepting_are_those_of_its_statement() -> None:
     assert values["positions"] == [0, 1, 2]
 
 
-def test_the_name_of_a_server_tells_no_secret() -> None:
+@pytest.mark.parametrize(
+    ("dsn", "name"),
+    [
+        ("postgresql://user:secret@db.example:5432/shop?password=secret", "PostgreSQL db.example:5432/shop"),
+        ("Postgres://user@[::1]:5432,b-1.example/shop", "PostgreSQL [::1]:5432,b-1.example/shop"),
+        ("postgresql://%2Frun%2Fpostgresql/shop", "PostgreSQL %2Frun%2Fpostgresql/shop"),
+        ("postgresql:///shop", "PostgreSQL on this host/shop"),
+        ("", "PostgreSQL on this host"),
+        ("postgresql://user:1/secret@db.example/shop", "PostgreSQL"),
+        ("postgresql://user:1#secret@db.example/shop", "PostgreSQL"),
+        ("postgresql://user:1?secret@db.example/shop", "PostgreSQL"),
+        ("postgresql://user:secret@secret/1@db.example/shop", "PostgreSQL"),
+        ("postgresql://user:[secret@db.example/shop", "PostgreSQL db.example/shop"),
+        ("postgresql://user:secret", "PostgreSQL"),
+        ("host=db.example password=secret", "PostgreSQL"),
+        ("secret", "PostgreSQL"),
+    ],
+)
+def test_the_name_of_a_server_tells_no_secret(dsn: str, name: str) -> None:
     """It stands in messages and logs."""
-    address = Address("postgresql://user:secret@db.example:5432/shop?password=secret2", "mailstrom", 1.0, 0)
-
-    assert address.name == "PostgreSQL db.example:5432/shop"
+    assert Address(dsn, "mailstrom", 1.0, 0).name == name
 
 
 @pytest.mark.parametrize("text", ["a\x00b", "\ud800", "x\udfff"])
