@@ -211,19 +211,17 @@ class Accepting:
         async def store(session: Session) -> _Outcomes:
             return await self._store(session, batch)
 
-        error: MailstromError
         try:
             if len(batch[0].acceptances) > 1 or batch[0].queue_size is not None:
                 return await self._connections.transact(store)
             return await self._connections.run(store)
         except ConnectionLost as lost:
-            known = "whether this was stored is not known" if lost.midway else "nothing of this was stored"
-            error = StorageError(f"{lost}; {known}: send it again, with the same Message-ID")
+            return [_unanswered(lost, waiting.message_ids) for waiting in batch]
         except MailstromError as refusal:
-            error = refusal
+            return [refusal for _ in batch]
         except Exception as fault:  # noqa: BLE001 - whatever it is, this task goes on and the callers hear of it
             error = StorageError(f"{self._connections.address.name}: nothing of this was stored: {fault!r}")
-        return [error for _ in batch]
+            return [error for _ in batch]
 
     async def _store(self, session: Session, batch: Sequence[_Waiting]) -> _Outcomes:
         queue_size = batch[0].queue_size
@@ -264,3 +262,15 @@ class Accepting:
                 raise AlreadyQueued(missing[0])  # and undo the rest of it
             return [[due for entries in stored.values() for due in entries]]
         return [stored.get(number, AlreadyQueued(waiting.message_ids[0])) for number, waiting in enumerate(batch, 1)]
+
+
+def _unanswered(lost: ConnectionLost, message_ids: Sequence[str]) -> StorageError:
+    if not lost.midway:
+        return StorageError(f"{lost}; nothing of this was stored: send it again")
+    # Whoever let us choose the Message-ID has it from nowhere else.
+    first, *more = message_ids
+    named = f"Message-IDs, of which {first!r} is the first of {len(message_ids)}" if more else f"Message-ID {first!r}"
+    return StorageError(
+        f"{lost}; whether this was stored is not known: send it again, with the same {named}, "
+        "and AlreadyQueued means that it was"
+    )

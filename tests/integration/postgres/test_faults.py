@@ -1,6 +1,7 @@
 """The server goes away, comes back, and cuts connections at the worst moment."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -10,7 +11,7 @@ import pytest
 from _mailers import arrived, config, email, eventually, message_id, recipient, state
 from _server import Server
 
-from mailstrom_async import AlreadyQueued, Mailstrom, StorageError
+from mailstrom_async import AlreadyQueued, Email, Mailstrom, MessageNotFound, StorageError
 from mailstrom_async.storage.postgres import PostgresStorage
 from mailstrom_async.testing import Gate, SMTPServer
 from mailstrom_async.testing._contract.ground import email as acceptance
@@ -20,6 +21,7 @@ BLOCKED = """
     SELECT pid FROM pg_stat_activity WHERE application_name = 'mailstrom_async' AND wait_event_type = 'Lock'
     AND query LIKE '%' || $1 || '.messages%'
 """
+OWN = "SELECT FROM pg_stat_activity WHERE application_name = 'mailstrom_async'"
 
 
 async def send_until_known(mailer: Mailstrom, number: int) -> None:
@@ -127,6 +129,30 @@ async def test_an_accept_whose_answer_got_lost_is_found_by_its_message_id(dsn: s
         assert arrived(sink) == {recipient(1): 1}
 
 
+async def test_who_let_the_library_choose_the_message_id_is_told_it(dsn: str, schema: str) -> None:
+    """Rows C2 and C12: or nobody could look whether it was stored."""
+    mail = [Email(from_="app@example.org", to=recipient(number), text="Hello") for number in range(3)]
+    async with SMTPServer() as sink, answers_cut(dsn) as cut, eventually():
+        storage = PostgresStorage(cut.dsn, schema=schema)
+        async with Mailstrom(config(sink), storage, deliver=False) as mailer:
+            cut.at = b"INSERT INTO"
+            with pytest.raises(StorageError, match=r"not known.*the same Message-ID '(\S+)'") as caught:
+                await mailer.send_email(mail[0])
+            assert (await mailer.query_status(named_in(caught.value))).recipients[0].address == recipient(0)
+
+            cut.at = b"INSERT INTO"
+            with pytest.raises(StorageError, match=r"not known.*Message-IDs, of which .* the first of 3") as caught:
+                await mailer.send_emails(mail)
+            with pytest.raises(MessageNotFound):  # this time it broke before the commit
+                await mailer.query_status(named_in(caught.value))
+
+
+def named_in(error: StorageError) -> str:
+    named = re.search(r"'(\S+@app\.example\.org)'", str(error))
+    assert named is not None
+    return named[1]
+
+
 async def test_results_wait_until_the_server_is_back(dsn: str, schema: str, own_server: Server) -> None:
     """Row C6, as it is with PostgreSQL: the mail is delivered while the server is gone, and delivered once."""
     storage = PostgresStorage(dsn, schema=schema, timeout=timedelta(seconds=1))
@@ -171,7 +197,6 @@ async def test_a_reader_that_gives_up_breaks_nothing(dsn: str, schema: str) -> N
 async def test_closing_that_is_given_up_leaves_no_connection(dsn: str, schema: str, what: str) -> None:
     """Row C20 for `aclose`: what it waited for breaks off when it ends, and the call that waits for it is answered."""
     storage = PostgresStorage(dsn, schema=schema)
-    own = "SELECT FROM pg_stat_activity WHERE application_name = 'mailstrom_async'"
     await storage.open(NOW)
     other, watching = await asyncpg.connect(dsn), await asyncpg.connect(dsn)
     try:
@@ -192,7 +217,7 @@ async def test_closing_that_is_given_up_leaves_no_connection(dsn: str, schema: s
 
         assert bool(await calling) == (what == "enqueue")
         async with eventually():
-            while await watching.fetch(own):
+            while await watching.fetch(OWN):
                 await watching.execute("SELECT pg_sleep(0.01)")
     finally:
         await other.close()
