@@ -7,12 +7,20 @@ The one exception is the listener, in listener.py.
 import asyncio
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar, cast
 
 from mailstrom_async._errors import StorageError
-from mailstrom_async.storage._postgres.errors import AGAIN, ConnectionLost, storage_error
+from mailstrom_async.storage._postgres.errors import (
+    AGAIN,
+    READ_ONLY,
+    ConnectionLost,
+    connection_ended,
+    no_answer,
+    storage_error,
+    true_cause,
+)
 
 try:
     import asyncpg  # type: ignore[import-untyped]
@@ -26,6 +34,13 @@ FIRST_PAUSE = 0.05
 LONGEST_PAUSE = 2.0
 TRIES = 5
 """How often a transaction is begun again that others made fail."""
+LAST_WORD = 1.0
+"""Seconds for the server to hear that we no longer wait for its answer."""
+LOCK_SHARE, STATEMENT_SHARE = 0.8, 0.9
+"""Of our patience: so long a statement waits for a lock, and so long it runs, before the server ends it. Then it is
+known that nothing was done; when our own patience ends first, it may be done later."""
+LONGEST_TIMEOUT = 2**31 - 1
+"""Milliseconds: what the server takes."""
 
 _HOST = r"(?:[\w.%-]*|\[[0-9A-Fa-f:.%]+\])(?::\d*)?"
 _DSN = re.compile(
@@ -39,6 +54,8 @@ DRIVER_ERRORS: tuple[type[Exception], ...] = cast(
     (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError),
 )
 
+BROKEN = cast("tuple[type[Exception], ...]", (asyncpg.InternalClientError, asyncpg.InterfaceError))
+"""What asyncpg raises for a connection that ended while nothing was asked: what the server said is lost."""
 
 OWN_KIND: tuple[type, ...] = cast("tuple[type, ...]", (asyncpg.Connection, asyncpg.pool.PoolConnectionProxy))
 """What asyncpg's connections are, as a caller may have them."""
@@ -54,8 +71,6 @@ class Connection(Protocol):
     async def close(self, *, timeout: float) -> None: ...
 
     async def add_listener(self, channel: str, callback: Callable[[object, int, str, str], None]) -> None: ...
-
-    def transaction(self) -> AbstractAsyncContextManager[object]: ...
 
     def add_termination_listener(self, callback: Callable[[object], None]) -> None: ...
 
@@ -92,6 +107,25 @@ class Address:
             return "PostgreSQL"
         return f"PostgreSQL {parts['hosts'] or 'on this host'}{parts['database'] or ''}"
 
+    @property
+    def keeps_session(self) -> bool:
+        """Whether the server's session is ours alone. Behind a PgBouncer it may be another one in each transaction."""
+        return self.statement_cache_size > 0
+
+    @property
+    def begin(self) -> str:
+        """What begins a transaction."""
+        if self.keeps_session:
+            return "BEGIN"
+        return "; ".join(["BEGIN", *(f"SET LOCAL {name} = {value}" for name, value in self._server_timeouts.items())])
+
+    @property
+    def _server_timeouts(self) -> dict[str, str]:
+        return {
+            "lock_timeout": _milliseconds(LOCK_SHARE * self.patience),
+            "statement_timeout": _milliseconds(STATEMENT_SHARE * self.patience),
+        }
+
     async def connect(self) -> Connection:
         """Raises StorageError; `ConnectionLost` if it is worth trying again."""
         unreadable = StorageError(
@@ -100,6 +134,9 @@ class Address:
         )
         if not _DSN.fullmatch(self.dsn):
             raise unreadable
+        settings = {"application_name": "mailstrom_async"}
+        if self.keeps_session:
+            settings |= self._server_timeouts
         try:
             # By the libpq environment variables and defaults where the DSN is silent.
             return await _connect(
@@ -107,13 +144,26 @@ class Address:
                 timeout=self.patience,
                 command_timeout=self.patience,
                 statement_cache_size=self.statement_cache_size,
-                server_settings={"application_name": "mailstrom_async"},
+                server_settings=settings,
             )
         except ValueError:
             # It quotes what it can't make out, which may be the password: not even a traceback may show it.
             raise unreadable from None
         except DRIVER_ERRORS as error:
             raise storage_error(self.name, error) from error
+
+    def error_of(self, cause: Exception) -> StorageError:
+        """The error to raise in place of one that the driver raised when a connection was there."""
+        if isinstance(cause, TimeoutError):
+            return no_answer(self.name, self.patience)
+        if isinstance(cause, BROKEN) and not isinstance(cause, ValueError):  # which is about what was asked
+            return connection_ended(self.name)
+        return storage_error(self.name, cause)
+
+
+def _milliseconds(seconds: float) -> str:
+    # 0 would be for ever.
+    return str(int(min(max(1000 * seconds, 1), LONGEST_TIMEOUT)))
 
 
 class Session:
@@ -172,10 +222,9 @@ class Connections:
         """Run an operation that changes nothing; once more on another connection if the first is found broken."""
 
         async def read_twice() -> T:
-            try:
+            with suppress(ConnectionLost):
                 return await self._once(operation)
-            except ConnectionLost:
-                return await self._once(operation)
+            return await self._once(operation)
 
         return await self._uncut(read_twice())
 
@@ -195,6 +244,9 @@ class Connections:
     def break_off(self) -> None:
         """Close without a word, for who can't wait: what still runs breaks its connection off when it ends."""
         self._closing = self._closed = True
+        self._drop_free()
+
+    def _drop_free(self) -> None:
         while self._free:
             self._free.pop().terminate()
 
@@ -223,10 +275,10 @@ class Connections:
     async def _once(self, operation: Operation[T], *, in_transaction: bool = False) -> T:
         async with self._taken() as connection:
             session = Session(connection, self.address)
-            if in_transaction or self.address.statement_cache_size == 0:
+            if in_transaction or not self.address.keeps_session:
                 # Without a cache a statement is parsed and run in two steps, which PgBouncer keeps on one connection
                 # to the server only within a transaction.
-                async with connection.transaction():
+                async with _transaction(connection, self.address.begin):
                     return await operation(session)
             return await operation(session)
 
@@ -245,12 +297,17 @@ class Connections:
             connection = await self._connected()
             yield connection
         except DRIVER_ERRORS as error:
-            told = storage_error(self.address.name, error)
+            cause = true_cause(error)
+            told = self.address.error_of(cause)
             if isinstance(told, ConnectionLost):
                 told.midway = True
-                if connection is not None:
-                    connection.terminate()
-            raise told from error
+            is_read_only = getattr(cause, "sqlstate", None) == READ_ONLY
+            if is_read_only:
+                # A session may stay so when the server is writable again, and those that are free are no younger.
+                self._drop_free()
+            if connection is not None and (is_read_only or isinstance(told, ConnectionLost)):
+                await _hang_up(connection)
+            raise told from cause
         finally:
             if connection is not None:
                 self._put_back(connection)
@@ -283,6 +340,28 @@ class Connections:
             else:
                 self._failures = 0
                 return connection
+
+
+@asynccontextmanager
+async def _transaction(connection: Connection, begin: str) -> AsyncGenerator[None, None]:
+    """As asyncpg's own; but what failed in it is told, and not that the rest of it failed after that."""
+    await connection.execute(begin)
+    try:
+        yield
+    except BaseException:
+        with suppress(*DRIVER_ERRORS):
+            await connection.execute("ROLLBACK")
+        raise
+    await connection.execute("COMMIT")
+
+
+async def _hang_up(connection: Connection) -> None:
+    """Close a connection that fails us. If it is in the middle of a statement, the server is asked to cancel that."""
+    with suppress(*DRIVER_ERRORS):
+        # Older versions of asyncpg wait for the server's answer for longer than they are asked to.
+        async with asyncio.timeout(LAST_WORD):
+            await connection.close(timeout=LAST_WORD)
+    connection.terminate()
 
 
 def back_off(failures: int) -> float:

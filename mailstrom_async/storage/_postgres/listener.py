@@ -14,7 +14,7 @@ from mailstrom_async.storage._postgres.connection import (
     Session,
     back_off,
 )
-from mailstrom_async.storage._postgres.errors import storage_error
+from mailstrom_async.storage._postgres.errors import true_cause
 
 logger = logging.getLogger("mailstrom_async")
 
@@ -112,7 +112,8 @@ class Listener:
                 except TimeoutError:
                     await connection.execute("SELECT 1")
         except DRIVER_ERRORS as error:
-            raise storage_error(self._address.name, error) from error
+            cause = true_cause(error)
+            raise self._address.error_of(cause) from cause
         finally:
             connection.terminate()
 

@@ -12,6 +12,7 @@ from _mailers import arrived, config, email, eventually, message_id, recipient, 
 from _server import Server
 
 from mailstrom_async import AlreadyQueued, Email, Mailstrom, MessageNotFound, StorageError
+from mailstrom_async.storage._postgres import connection as connection_room
 from mailstrom_async.storage.postgres import PostgresStorage
 from mailstrom_async.testing import Gate, SMTPServer
 from mailstrom_async.testing._contract.ground import email as acceptance
@@ -151,6 +152,124 @@ def named_in(error: StorageError) -> str:
     named = re.search(r"'(\S+@app\.example\.org)'", str(error))
     assert named is not None
     return named[1]
+
+
+@pytest.mark.parametrize("statement_cache_size", [100, 0])
+async def test_what_waits_too_long_for_a_lock_is_not_done_later(
+    dsn: str, schema: str, statement_cache_size: int
+) -> None:
+    """The caller is told of the lock, the server ends the statement, and its connection is used again."""
+    storage = PostgresStorage(
+        dsn, schema=schema, connections=2, timeout=timedelta(seconds=0.5), statement_cache_size=statement_cache_size
+    )
+    await storage.open(NOW)
+    other = await asyncpg.connect(dsn)
+    try:
+        async with other.transaction():
+            await other.execute(f"LOCK TABLE {schema}.messages IN ACCESS EXCLUSIVE MODE")
+            for call in (storage.enqueue, storage.enqueue, storage.enqueue):
+                with pytest.raises(StorageError, match="another transaction may hold a lock"):
+                    await call([acceptance("1@example.org")])
+            with pytest.raises(StorageError, match="another transaction may hold a lock"):
+                await storage.status("1@example.org")
+
+            assert await other.fetch(BLOCKED, schema) == []
+            async with eventually():
+                while len(await other.fetch(OWN)) > 2:
+                    await other.execute("SELECT pg_sleep(0.01)")
+        assert await storage.status("1@example.org") is None
+    finally:
+        await other.close()
+        await storage.aclose()
+
+
+async def test_a_statement_that_nobody_waits_for_is_cancelled(
+    dsn: str, schema: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When our patience ends before the server's: it hears of that before the connection is closed."""
+    monkeypatch.setattr(connection_room, "LOCK_SHARE", 1000)
+    monkeypatch.setattr(connection_room, "STATEMENT_SHARE", 1000)
+    storage = PostgresStorage(dsn, schema=schema, connections=2, timeout=timedelta(seconds=0.5))
+    await storage.open(NOW)
+    other = await asyncpg.connect(dsn)
+    try:
+        async with other.transaction(), eventually():
+            await other.execute(f"LOCK TABLE {schema}.messages IN ACCESS EXCLUSIVE MODE")
+            with pytest.raises(StorageError, match=r"no answer in 0.5 s.*may hold a lock.*not known"):
+                await storage.enqueue([acceptance("1@example.org")])
+            with pytest.raises(StorageError, match=r"no answer in 0.5 s.*may hold a lock"):
+                await storage.cancel("1@example.org", NOW)
+
+            while await other.fetch(BLOCKED, schema):
+                await other.execute("SELECT pg_sleep(0.01)")
+        assert await storage.status("1@example.org") is None
+    finally:
+        await other.close()
+        await storage.aclose()
+
+
+async def test_a_connection_that_is_read_only_is_not_used_again(dsn: str, schema: str) -> None:
+    """Some hosters make new sessions read-only while the disk is full: when it is not, the store is well at once."""
+    role = f"role_{schema}"
+    other = await asyncpg.connect(dsn)
+    await other.execute(f"CREATE ROLE {role} LOGIN SUPERUSER")
+    storage = PostgresStorage(f"postgresql://{role}@{dsn.rpartition('@')[2]}", schema=schema)
+    try:
+        await storage.open(NOW)
+        await other.execute(f"ALTER ROLE {role} SET default_transaction_read_only = on")
+        await other.execute("SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE usename = $1", role)
+        await asyncio.gather(*(storage.status("1@example.org") for _ in range(3)))  # a few connections
+        with pytest.raises(StorageError, match="25006"):
+            await storage.enqueue([acceptance("1@example.org")])
+        await other.execute(f"ALTER ROLE {role} RESET default_transaction_read_only")
+
+        assert await storage.enqueue([acceptance("1@example.org")])
+    finally:
+        await storage.aclose()
+        await other.execute(f"DROP OWNED BY {role} CASCADE")
+        await other.execute(f"DROP ROLE {role}")
+        await other.close()
+
+
+@pytest.mark.parametrize("what", ["cancel", "enqueue", "status"])
+async def test_what_the_server_said_is_told(storage: PostgresStorage, dsn: str, schema: str, what: str) -> None:
+    """Row C12: in a transaction and without one, and not how the driver stumbled over it."""
+    await storage.open(NOW)
+    other, watching = await asyncpg.connect(dsn), await asyncpg.connect(dsn)
+    try:
+        async with other.transaction():
+            await other.execute(f"LOCK TABLE {schema}.messages IN ACCESS EXCLUSIVE MODE")
+            call = {
+                "cancel": lambda: storage.cancel("1@example.org", NOW),
+                "enqueue": lambda: storage.enqueue([acceptance("1@example.org")]),
+                "status": lambda: storage.status("1@example.org"),
+            }[what]
+            calling = asyncio.create_task(call())
+            for _ in range(2 if what == "status" else 1):  # what only reads is tried again
+                while not (blocked := await watching.fetch(BLOCKED, schema)):
+                    await watching.execute("SELECT pg_sleep(0.01)")
+                for (process,) in blocked:
+                    await watching.execute("SELECT pg_terminate_backend($1, 10000)", process)
+            with pytest.raises(StorageError, match=r"ended the connection: terminating connection due to admin"):
+                await calling
+    finally:
+        await other.close()
+        await watching.close()
+        await storage.aclose()
+
+
+async def test_a_driver_that_is_out_of_step_is_not_quoted(storage: PostgresStorage) -> None:
+    """As asyncpg is when the server ended the connection while nothing was asked."""
+    await storage.open(NOW)
+    try:
+
+        async def stumble(session: connection_room.Session) -> None:
+            raise asyncpg.InternalClientError("cannot switch to state 12; another operation (2) is in progress")
+
+        with pytest.raises(StorageError, match=r"postgres ended the connection; it is tried again"):
+            await storage._usable().connections.transact(stumble)
+    finally:
+        await storage.aclose()
 
 
 async def test_results_wait_until_the_server_is_back(dsn: str, schema: str, own_server: Server) -> None:

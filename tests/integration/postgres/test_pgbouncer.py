@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -13,9 +14,10 @@ import pytest
 from _mailers import arrived, config, email, eventually, message_id, recipient
 from _server import NOBODY, free_port, on_one_server
 
-from mailstrom_async import Mailstrom
+from mailstrom_async import Mailstrom, StorageError
 from mailstrom_async.storage.postgres import PostgresStorage
 from mailstrom_async.testing import SMTPServer
+from mailstrom_async.testing._contract.ground import email as acceptance
 
 pytestmark = on_one_server
 
@@ -98,3 +100,29 @@ async def test_the_outbox_works_through_pgbouncer(bouncer: str, dsn: str, schema
             await connection.close()
 
         assert (await mailer.wait(message_id(1))).succeeded
+
+
+async def test_who_keeps_statements_prepared_is_told_what_to_set(bouncer: str, schema: str) -> None:
+    """What we would set for a session would stay on a connection that others use."""
+    with pytest.raises(StorageError, match="behind a PgBouncer set statement_cache_size=0"):
+        await PostgresStorage(bouncer, schema=schema).open(datetime(2030, 1, 1, tzinfo=UTC))
+
+
+async def test_a_lock_is_told_of_through_pgbouncer(bouncer: str, dsn: str, schema: str) -> None:
+    """And what the transaction set is gone with it: the next one on that connection has what the server gives."""
+    storage = PostgresStorage(
+        bouncer, schema=schema, listener_dsn=dsn, timeout=timedelta(seconds=0.5), statement_cache_size=0
+    )
+    await storage.open(datetime(2030, 1, 1, tzinfo=UTC))
+    other, through = await asyncpg.connect(dsn), await asyncpg.connect(bouncer, statement_cache_size=0)
+    try:
+        async with other.transaction():
+            await other.execute(f"LOCK TABLE {schema}.messages IN ACCESS EXCLUSIVE MODE")
+            with pytest.raises(StorageError, match=r"lock timeout.*another transaction may hold a lock"):
+                await storage.enqueue([acceptance("1@example.org")])
+        async with through.transaction():
+            assert await through.fetchval("SELECT current_setting('lock_timeout')") == "0"
+    finally:
+        await through.close()
+        await other.close()
+        await storage.aclose()

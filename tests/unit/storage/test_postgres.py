@@ -1,6 +1,7 @@
 """The rooms of PostgresStorage that decide without a server."""
 
 import asyncio
+import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -9,7 +10,7 @@ from mailstrom_async import PreparedEmail, StorageError
 from mailstrom_async.storage import Acceptance
 from mailstrom_async.storage._postgres.accept import PARAMETERS, STATEMENT, STATEMENT_HERE, parameters
 from mailstrom_async.storage._postgres.connection import LONGEST_PAUSE, Address, back_off, in_schema
-from mailstrom_async.storage._postgres.errors import ConnectionLost, storage_error
+from mailstrom_async.storage._postgres.errors import ConnectionLost, storage_error, true_cause
 from mailstrom_async.storage._postgres.listener import PAUSE, _Calls
 from mailstrom_async.storage._postgres.rows import can_be_text
 
@@ -102,6 +103,25 @@ def test_the_parameters_of_accepting_are_those_of_its_statement() -> None:
 def test_the_name_of_a_server_tells_no_secret(dsn: str, name: str) -> None:
     """It stands in messages and logs."""
     assert Address(dsn, "mailstrom", 1.0, 0).name == name
+
+
+@pytest.mark.parametrize("patience", [0.0001, 1e9])
+def test_what_the_server_is_to_wait_is_a_number_that_it_takes(patience: float) -> None:
+    """0 would be for ever, and there is a greatest one."""
+    numbers = [int(number) for number in re.findall(r"= (\d+)", Address("", "mailstrom", patience, 0).begin)]
+
+    assert len(numbers) == 2
+    assert all(1 <= number < 2**31 for number in numbers)
+
+
+def test_the_true_cause_is_what_the_server_said() -> None:
+    """However the driver came to grief after it."""
+    said, broken, later = ServerError("57P01"), ServerError("08003"), OSError("closed")
+    later.__context__, broken.__cause__ = broken, said
+
+    assert true_cause(later) is said
+    assert true_cause(OSError("refused")).args == ("refused",)
+    assert true_cause(ServerError("08003")).sqlstate == "08003"
 
 
 @pytest.mark.parametrize("text", ["a\x00b", "\ud800", "x\udfff"])
