@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from email.message import EmailMessage
+from functools import partial
 
 from mailstrom_async._arguments import check_span, check_type
 from mailstrom_async._config import Config
 from mailstrom_async._email import Addresses, Email
 from mailstrom_async._engine.signing import SigningPool
+from mailstrom_async._engine.turns import Turns
 from mailstrom_async._envelope import LANES, Lane
 from mailstrom_async._errors import InvalidEmail, MailerStateError
 from mailstrom_async._message.addresses import load_validator
@@ -24,8 +26,6 @@ LARGE = 256 * 1024
 """Bytes from which on composing is left to a thread: it would hold the event loop up."""
 CROWD = 500
 """Recipients from which on it is, too."""
-TURN = 100
-"""Mails composed in a row before the event loop has a turn."""
 
 AnyEmail = Email | EmailMessage | bytes
 
@@ -40,6 +40,7 @@ class Composer:
         self._lifetime = min(config.retry.lifetime, LIFETIME)
         self._domains = domains_of(config)
         self._tokens = Tokens()
+        self._turns = Turns()
         self._signing: SigningPool | None = None
 
     def __repr__(self) -> str:
@@ -49,6 +50,7 @@ class Composer:
         """Raises DKIMKeyError."""
         load_validator()  # the first mail shall not hold the event loop up for it
         self._tokens = Tokens()  # what was left of an earlier life is known to the forks of this process, too
+        self._turns = Turns()
         if self._keys:
             self._signing = SigningPool(await asyncio.to_thread(load_signers, self._keys))
 
@@ -68,7 +70,7 @@ class Composer:
         expires_after: timedelta | None = None,
         lane: Lane = "default",
     ) -> Acceptance:
-        """Compose one email; a large one in a thread.
+        """Compose one email; a large one in a thread, and when many come at once, each in its turn.
 
         Raises:
             InvalidEmail: It, its envelope, its times or its lane can't be.
@@ -84,12 +86,11 @@ class Composer:
             if expires_after <= timedelta(0):
                 raise InvalidEmail("expires_after", "must be longer than nothing")
         stamp = Stamp(now, self._tokens.next(), self._helo_name)
+        composed = partial(compose, email, envelope, stamp, limits=self._limits, domains=self._domains)
         if _is_large(email, envelope):
-            prepared = await asyncio.to_thread(
-                compose, email, envelope, stamp, limits=self._limits, domains=self._domains
-            )
+            prepared = await asyncio.to_thread(composed)
         else:
-            prepared = compose(email, envelope, stamp, limits=self._limits, domains=self._domains)
+            prepared = await self._turns.run(composed)
         due_at = max(now, not_before) if not_before is not None else now
         try:
             expires_at = due_at + (expires_after or self._lifetime)
@@ -99,11 +100,7 @@ class Composer:
 
     async def prepare_all(self, emails: Sequence[AnyEmail], now: datetime, lane: Lane) -> list[Acceptance]:
         """Compose many. Raises InvalidEmail."""
-        acceptances: list[Acceptance] = []
-        for email in tuple(emails):
-            acceptances.append(await self.prepare(email, Envelope(), now, lane=lane))
-            if len(acceptances) % TURN == 0:
-                await asyncio.sleep(0)  # others have their turn
+        acceptances = [await self.prepare(email, Envelope(), now, lane=lane) for email in tuple(emails)]
         if (twice := first_repeated([acceptance.prepared.message_id for acceptance in acceptances])) is not None:
             # Not AlreadyQueued, which callers may take for success.
             raise InvalidEmail("message_id", f"two of these emails have {twice[:200]!r}; each needs one of its own")

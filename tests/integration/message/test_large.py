@@ -23,13 +23,14 @@ from mailstrom_async import (
     RelayDelivery,
     SQLiteStorage,
 )
-from mailstrom_async._engine.composer import CROWD, LARGE, TURN, Tokens
+from mailstrom_async._engine.composer import CROWD, LARGE, Tokens
 from mailstrom_async._envelope import QueuedMessage
 from mailstrom_async._message.dkim_keys import new_key
 from mailstrom_async.testing import SMTPServer
 
 KEY = DKIMKey(domain="example.org", selector="s", private_key=new_key("ed25519").pem)
 BIG = bytes(LARGE)
+MANY = 2000
 
 
 def email_message() -> EmailMessage:
@@ -87,9 +88,16 @@ async def test_a_small_mail_is_composed_at_once(mailer):
 
 async def test_others_have_their_turn_while_many_mails_are_composed(mailer):
     """Each is small, but there are many."""
-    emails = [Email(from_="a@example.org", to="b@example.net", text="x")] * (3 * TURN)
+    emails = [Email(from_="a@example.org", to="b@example.net", text="x")] * MANY
 
     assert await turns_of_others(mailer.send_emails(emails)) >= 3
+
+
+async def test_others_have_their_turn_while_many_callers_send_at_once(mailer):
+    """Each sends one small mail, but all begin in the same turn of the loop."""
+    emails = [Email(from_="a@example.org", to="b@example.net", text="x")] * MANY
+
+    assert await turns_of_others(asyncio.gather(*map(mailer.send_email, emails))) >= 3
 
 
 async def test_many_large_mails_at_once_have_message_ids_of_their_own(mailer, monkeypatch):
