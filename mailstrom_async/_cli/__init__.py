@@ -1,9 +1,11 @@
 """The command line (extra `cli`)."""
 
 import asyncio
+import signal
 import sys
+from collections.abc import Coroutine
 from pathlib import Path
-from typing import BinaryIO, NoReturn, Unpack
+from typing import Any, BinaryIO, NoReturn, TypeVar, Unpack
 
 import click
 
@@ -14,7 +16,15 @@ from mailstrom_async._cli import send as send_command
 from mailstrom_async._cli import sink as sink_command
 from mailstrom_async._cli.send import PROGRAM
 
-INTERRUPTED = 130
+T = TypeVar("T")
+
+# What a shell makes of SIGINT and SIGTERM.
+INTERRUPTED, TERMINATED = 130, 143
+
+
+class Terminated(Exception):
+    """SIGTERM has ended the command."""
+
 
 DATABASE = click.option(
     "--db",
@@ -44,7 +54,39 @@ def run() -> NoReturn:
     except (click.Abort, KeyboardInterrupt):
         click.echo(f"{PROGRAM}: interrupted", err=True)
         sys.exit(INTERRUPTED)
+    except Terminated:
+        click.echo(f"{PROGRAM}: terminated", err=True)
+        sys.exit(TERMINATED)
     sys.exit(status)
+
+
+def _finish(work: Coroutine[Any, Any, T]) -> T:
+    """Run this to its end. SIGTERM cancels it as Control-C does, so that what is under way has its grace.
+
+    Raises:
+        Terminated: SIGTERM came, and it ended by that.
+    """
+    return asyncio.run(_until_terminated(work))
+
+
+async def _until_terminated(work: Coroutine[Any, Any, T]) -> T:
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101 - a coroutine of asyncio.run has one
+    terminated = False
+
+    def terminate() -> None:
+        nonlocal terminated
+        terminated = True
+        task.cancel()
+
+    # Not by way of SIGINT, which a shell has its background jobs ignore.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminate)
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if terminated:
+            raise Terminated from None
+        raise
 
 
 @click.group(no_args_is_help=False)
@@ -57,7 +99,7 @@ def cli() -> None:
 @click.option("--messages", type=click.IntRange(1, 10_000), default=36, show_default=True, help="How many mails.")
 def demo(messages: int) -> int:
     """Deliver to scripted mail exchangers on this machine, and watch."""
-    return asyncio.run(demo_command.run(messages))
+    return _finish(demo_command.run(messages))
 
 
 @cli.command()
@@ -83,11 +125,14 @@ def send(file: BinaryIO, database: Path, **options: Unpack[send_command.Options]
     """Send an RFC 5322 message from FILE or standard input.
 
     Exits with 0 if all recipients have it, with 69 if one failed, and with 75 if one is deferred: it stays queued, and
-    the next `send` with the same database goes on with it. Anything else means that nothing was queued.
+    the next `send` with the same database goes on with it. After Control-C or SIGTERM what is under way may
+    still end, for five seconds, and then the same holds. Anything else means that nothing was queued, unless "queued as"
+    was printed, or the error says that this is not known. After 130 (Control-C) and 143 (SIGTERM), too, it may be: the
+    command was stopped while it queued the message, or a second time. `queue` tells.
 
     If another program has the database open, that one delivers, with its own settings.
     """
-    return asyncio.run(send_command.run(file.read(), database, options))
+    return _finish(send_command.run(file.read(), database, options))
 
 
 @cli.command()
@@ -100,10 +145,10 @@ def sink(host: str, port: int, whole: bool) -> None:
     `RelayDelivery(host="127.0.0.1", port=2525, security="none")` leads here.
     """
     try:
-        asyncio.run(sink_command.run(host, port, whole=whole))
+        _finish(sink_command.run(host, port, whole=whole))
     except OSError as error:
         raise click.ClickException(f"can't listen at {host}:{port}: {error.strerror}; choose another --port") from error
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated):
         return
 
 
@@ -113,7 +158,7 @@ def sink(host: str, port: int, whole: bool) -> None:
 @AS_JSON
 def queue(database: Path, limit: int, as_json: bool) -> None:
     """List the messages that are not yet completed, the oldest first."""
-    asyncio.run(look.queue(database, limit, as_json=as_json))
+    _finish(look.queue(database, limit, as_json=as_json))
 
 
 @cli.command()
@@ -122,7 +167,7 @@ def queue(database: Path, limit: int, as_json: bool) -> None:
 @click.argument("message_id")
 def status(database: Path, message_id: str, as_json: bool) -> None:
     """Tell what became of the message MESSAGE_ID, attempt by attempt."""
-    asyncio.run(look.status(database, message_id.strip("<>"), as_json=as_json))
+    _finish(look.status(database, message_id.strip("<>"), as_json=as_json))
 
 
 cli.add_command(dkim_key.command)

@@ -30,7 +30,8 @@ async def queue(database: Path, limit: int, *, as_json: bool) -> None:
         return
     for status in statuses:
         output.print(recipients_table([status], title=f"{status.message_id}, {_origin(status)}"))
-    output.print(f"{len(statuses)} messages, recipients: {summary(statuses)}")
+    messages = "1 message" if len(statuses) == 1 else f"{len(statuses)} messages"
+    output.print(f"{messages}, recipients: {summary(statuses)}")
     if len(statuses) == limit:
         output.print("There may be more: raise --limit.")
 

@@ -56,9 +56,11 @@ async def run(content: bytes, database: Path, options: Options) -> int:
                 statuses = await follow(
                     mailer, [message_id], show, enough=lambda status: status.attempted, patience=PATIENCE
                 )
-        except asyncio.CancelledError:  # by Control-C
-            click.echo(f"{PROGRAM}: interrupted; the message stays queued", err=True)
-            return DEFERRED
+        except asyncio.CancelledError:  # by Control-C or SIGTERM
+            await mailer.pause()  # what is under way ends now, or after the grace
+            statuses = [await mailer.query_status(message_id)]
+            rest = "" if statuses[0].completed else "; the message stays queued"
+            click.echo(f"{PROGRAM}: interrupted{rest}", err=True)
     output.print(recipients_table(statuses))
     return exit_status(statuses)
 

@@ -31,6 +31,18 @@ async def test_the_demo_shows_how_recipients_change(command):
     assert any("delivered" in line and "attempt 1" not in line for line in lines)
 
 
+async def test_a_terminated_demo_says_so(command):
+    """SIGTERM ends it with one line and the status that shells give, and its files are gone."""
+    process = await command.start("demo", "--messages", "1000", env={"TMPDIR": str(command.folder)})
+    async with asyncio.timeout(20):
+        await process.stdout.readline()
+    process.terminate()
+    ended = await command.end(process)
+
+    assert (ended.status, ended.err) == (143, "mailstrom-async: terminated\n")
+    assert list(command.folder.iterdir()) == []
+
+
 async def test_the_demo_is_live_on_a_terminal(command):
     """On a terminal the table is drawn over itself while recipients change state."""
     master, slave = pty.openpty()

@@ -196,25 +196,43 @@ async def test_a_database_that_a_program_has_open_may_be_used(command, internet,
     assert internet.exchangers["mx.swift.example.net"].sessions[0].helo == "app.example.org"
 
 
-async def test_an_interrupted_send_leaves_its_message_queued(command, internet, there):
-    """Control-C ends it with one line; the message is still in the queue."""
-    internet.exchangers["mx.swift.example.net"].script["greeting"] = gate = Gate()
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_an_interrupted_send_leaves_its_message_queued(command, internet, there, number):
+    """Control-C and SIGTERM end it with one line; the message is still in the queue, which `queue` counts."""
+    internet.exchangers["mx.swift.example.net"].script["greeting"] = gate = Gate("421 4.3.2 going down")
     process = await command.start("send", *there)
     process.stdin.write(PLAIN)
     process.stdin.close()
     await gate.reached()
-    process.send_signal(signal.SIGINT)
-    await gate_opens_at_once(gate)
+    process.send_signal(number)
+    gate.open()  # so that nobody waits for the grace to be over
     ended = await command.end(process)
+    queue = await command("queue")
 
     assert ended.status == 75
     assert ended.err.splitlines() == ["mailstrom-async: interrupted; the message stays queued"]
+    assert "\n1 message, recipients: 1 " in queue.out
 
 
-async def gate_opens_at_once(gate: Gate) -> None:
-    """The attempt that runs may end, so that nobody waits for the grace to be over."""
-    gate.then = "421 4.3.2 going down"
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_a_message_that_a_server_holds_at_an_interrupt_is_not_sent_twice(command, internet, there, number):
+    """Its reply is waited for, for some seconds; the status is that of a delivered message, and nothing stays queued."""
+    server = internet.exchangers["mx.swift.example.net"]
+    server.script["end of data"] = gate = Gate()
+    process = await command.start("send", *there)
+    process.stdin.write(PLAIN)
+    process.stdin.close()
+    await gate.reached()
+    process.send_signal(number)
     gate.open()
+    ended = await command.end(process)
+    queue = await command("queue")
+
+    assert ended.status == 0
+    assert "250 2.0.0" in ended.out
+    assert "the message stays queued" not in ended.err
+    assert len(server.messages) == 1
+    assert queue.out == "The queue is empty.\n"
 
 
 async def test_mail_goes_through_a_relay(command):

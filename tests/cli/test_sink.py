@@ -4,11 +4,14 @@ import asyncio
 import re
 import signal
 
+import pytest
+
 from mailstrom_async import Config, Email, Mailstrom, MemoryStorage, RelayDelivery
 
 
-async def test_the_sink_shows_what_an_application_sends(command):
-    """It listens, prints each mail, and ends well on Control-C."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_the_sink_shows_what_an_application_sends(command, number):
+    """It listens, prints each mail, and ends well on Control-C and SIGTERM."""
     process = await command.start("sink", "--port", "0", "--show")
     async with asyncio.timeout(20):
         first = (await process.stdout.readline()).decode()
@@ -17,7 +20,7 @@ async def test_the_sink_shows_what_an_application_sends(command):
     async with Mailstrom(Config(helo_name="app.example.org", delivery=delivery), MemoryStorage()) as mailer:
         email = Email(from_="App <app@example.org>", to="ada@example.net", subject="Grüße", text="Hello Ada")
         status = await mailer.wait(await mailer.send_email(email))
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     ended = await command.end(process)
 
     assert status.succeeded
