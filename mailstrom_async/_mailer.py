@@ -271,7 +271,8 @@ class Mailstrom:
         lane: Lane = "default",
         connection: object | None = None,
     ) -> str:
-        """Accept an email; when this returns, it is safe in the store and will be delivered.
+        """Accept an email; when this returns, it is safe in the store and will be delivered. Cancelled, it may have been
+        stored all the same: with a Message-ID of your own it is safe to send again.
 
         Args:
             email: An `Email`, a stdlib `EmailMessage`, or the bytes of an RFC 5322 message.
@@ -296,7 +297,7 @@ class Mailstrom:
             InvalidEmail: It can't be sent as it is; mend the named field. Nothing was stored.
             AlreadyQueued: Its Message-ID was accepted before: who repeats a call may take that for success.
             QueueFull: `Limits.queue_size` is reached. Nothing was stored.
-            StorageError: The store can't take it now. Nothing was stored.
+            StorageError: The store can't take it now. Nothing was stored, unless the message says that this is unknown.
             UnusableConnection: `connection` can't take it; the message says why. Nothing was stored.
             MailerStateError: The mailer is not open.
         """

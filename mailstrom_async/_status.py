@@ -175,7 +175,7 @@ class SiteStatus(Frozen):
     throttled_until: AwareDatetime | None = None
     """The site seems dead: until then nothing is sent there, then one message tries. None: it is not throttled."""
     reason: str | None = None
-    """Why it is throttled."""
+    """Why it is throttled. May have a server's words in it, whole, and so the address of a recipient."""
     rate_left: int | None = None
     """How many messages may go at this moment; None: no rate is set."""
     last_reply: Reply | None = None
