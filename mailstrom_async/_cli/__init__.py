@@ -125,9 +125,9 @@ def send(file: BinaryIO, database: Path, **options: Unpack[send_command.Options]
     """Send an RFC 5322 message from FILE or standard input.
 
     Exits with 0 if all recipients have it, with 69 if one failed, and with 75 if one is deferred: it stays queued, and
-    the next `send` with the same database goes on with it. After Control-C or SIGTERM what is under way may
-    still end, for five seconds, and then the same holds. Anything else means that nothing was queued, unless "queued as"
-    was printed, or the error says that this is not known. After 130 (Control-C) and 143 (SIGTERM), too, it may be: the
+    the next `send` with the same database goes on with it. After Control-C or SIGTERM what is under way may still end,
+    for five seconds, and then the same holds. Anything else means that nothing was queued, unless "queued as" was
+    printed, or the error says that this is not known. After 130 (Control-C) and 143 (SIGTERM), too, it may be: the
     command was stopped while it queued the message, or a second time. `queue` tells.
 
     If another program has the database open, that one delivers, with its own settings.
