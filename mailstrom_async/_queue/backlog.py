@@ -167,7 +167,8 @@ class Backlogs:
             alone = len(waiting) == 1
             lane = self._turns.take(waiting)
             kept, kept_size = (0, 0) if lane == "auth" else (KEPT_CLAIMS, self._kept)
-            room, most = size - kept_size, sys.maxsize
+            room: int = size - kept_size
+            most = sys.maxsize
             if large is not None and lane not in ("auth", large.lane):
                 room, most = min(room, beside), SMALL
             entries = self.lanes[lane].lines.take(batch if alone else 1, room, claims - kept, most=most, beside=beside)
@@ -176,7 +177,7 @@ class Backlogs:
             taken += entries
             batch -= len(entries)
             claims -= len(entries)
-            taken_size = sum(entry.size for entry in entries)
+            taken_size: int = sum(entry.size for entry in entries)
             size -= taken_size
             beside = max(0, beside - taken_size)
         return taken
