@@ -50,7 +50,9 @@ class SQLiteStorage:
     nobody answers for about ten seconds it raises StorageError, which says so if it may have been done.
 
     Beside the file lie `<path>.lock`, which stays, `<path>.sock`, and while it is open `<path>-wal` and `<path>-shm`,
-    which belong to it: copy a store only while it is closed, or with SQLite's own backup.
+    which belong to it: copy a store only while it is closed, or with SQLite's own backup. When the file or its log is
+    replaced or removed while it is open, nothing more is accepted, with a StorageError, until it is put back or the
+    application is restarted.
 
     Args:
         path: The file, on a local disk; made when the store is first opened, readable for its owner only. Whoever may

@@ -5,7 +5,8 @@
 common cases of a whole batch in one step, with the triggers of `batches`.
 
 **One file, one writer**: `operations` runs them in a thread, many in each commit, on what `file` opens (`file_system`:
-is it local? `guard`: may others write it?). `owner` is the process that has the `file_lock`.
+is it local? `guard`: may others write it? `identity`: is it still there?). `owner` is the process that has the
+`file_lock`.
 
 **Several processes**: `share` finds out whether this one is the owner or a `follower`, whose `calls` go through the
 `socket`, in the frames of `wire`, to the owner's `door`.

@@ -11,6 +11,8 @@ from typing import Any
 
 from mailstrom_async._errors import MailstromError, StorageError
 from mailstrom_async.storage._sqlite.calls import CALLS, Call, Offer
+from mailstrom_async.storage._sqlite.follower import OwnerLost
+from mailstrom_async.storage._sqlite.identity import inode_of
 from mailstrom_async.storage._sqlite.operations import Operations
 from mailstrom_async.storage._sqlite.socket import listen, socket_of
 from mailstrom_async.storage._sqlite.wire import (
@@ -63,6 +65,7 @@ class Door:
         on_shut: Callable[[], None],
     ) -> None:
         self._path = path
+        self._place = str(socket_of(path))
         self._reads, self._writes = reads, writes
         self._on_hastened = on_hastened
         self._on_offer = on_offer
@@ -74,6 +77,7 @@ class Door:
         self._emptied = asyncio.Event()
         try:
             self._listener = listen(path)
+            self._inode = inode_of(socket_of(path))
         except BaseException:
             self._loop.close()
             raise
@@ -84,6 +88,12 @@ class Door:
         """Let nobody in any more, answer what was asked, and end; returns at once."""
         with suppress(RuntimeError):  # it has ended
             self._loop.call_soon_threadsafe(self._shutting.set)
+
+    def look(self) -> None:
+        """Make the socket anew if somebody has removed it. The lock is held."""
+        with suppress(OSError, RuntimeError):  # it can't be seen now; the door has ended
+            if inode_of(self._place) is None:
+                self._loop.call_soon_threadsafe(self._listen_anew)
 
     def join(self) -> None:
         """Return when it has ended."""
@@ -120,7 +130,8 @@ class Door:
         await self._shutting.wait()
         # Whoever comes from now on must not wait here, but look for the next owner.
         with suppress(OSError):
-            socket_of(self._path).unlink(missing_ok=True)
+            if inode_of(self._place) == self._inode:  # else it is another owner's
+                socket_of(self._path).unlink(missing_ok=True)
         self._loop.remove_reader(self._listener)
         self._listener.close()
         await asyncio.gather(*self._entering, return_exceptions=True)
@@ -140,6 +151,20 @@ class Door:
     def _open(self) -> None:
         if not self._shutting.is_set():
             self._loop.add_reader(self._listener, self._let_in)
+
+    def _listen_anew(self) -> None:
+        if self._shutting.is_set() or socket_of(self._path).exists():
+            return
+        try:
+            listener = listen(self._path)
+        except OSError as error:
+            logger.debug("%s: its socket was removed, and can't be made anew: %s", self._path, error)
+            return
+        logger.warning("%s: its socket was removed by somebody, and made anew", self._path)
+        self._loop.remove_reader(self._listener)
+        self._listener.close()
+        self._listener, self._inode = listener, inode_of(self._place)
+        self._open()
 
     def _let_in(self) -> None:
         try:
@@ -235,6 +260,8 @@ class _Guest(asyncio.Protocol):
             answer = future.result()
             self._door.done(call, answer)
             self._answer(frame(number, ANSWER, call.pack_answer(answer)))
+        except OwnerLost:  # let the next one be asked
+            self.abort()
         except MailstromError as error:
             self._answer(frame(number, FAULT, pack_fault(error)))
         except Exception as error:

@@ -77,18 +77,18 @@ class Guard:
             if locked:
                 self._writer.execute("ROLLBACK")
 
-    def checkpoint(self) -> None:
-        """Move what is committed from the log into the file, as far as no reader needs the log.
+    def checkpoint(self) -> bool:
+        """Move what is committed from the log into the file, as far as no reader needs the log; whether it was tried.
 
-        Not at all if somebody else writes just now, or moves the log himself: there will be another time.
+        Not if somebody else writes just now, or moves the log himself: there will be another time.
         """
         if not self._lock():
-            return
+            return False
         try:
             # Asked only now that nobody can begin the log anew: whoever begins a checkpoint after this sees the log as
             # it is, and as it stays until we look into it again.
             if self._somebody_moves_the_log():
-                return
+                return False
             self._connection.execute("COMMIT")
             try:
                 self._connection.execute(_CHECKPOINT).fetchall()
@@ -96,6 +96,21 @@ class Guard:
                 self._begin()
         finally:
             self._writer.execute("ROLLBACK")
+        return True
+
+    def empty_log(self) -> bool:
+        """Move all of the log into the file, and leave nothing of it; whether nobody stood in the way.
+
+        Only for a file that has lost its name: the log still has its own, and would be taken for that of another file.
+        SQLite writes into the file that it has open, wherever its name leads by now.
+        """
+        self._connection.execute("COMMIT")
+        try:
+            self._asking.execute("PRAGMA busy_timeout = 0")
+            busy, _, _ = self._asking.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        finally:
+            self._begin()
+        return not busy
 
     def _begin(self) -> None:
         self._connection.execute("BEGIN")

@@ -29,6 +29,8 @@ CROWD = 64
 TURN = 5
 """Who waited for a commit and is told of it in one turn of the event loop."""
 IDLE_SECONDS = 0.05
+LOOK_SECONDS = 0.5
+"""How often it is looked whether the files are still there, when nothing else is to be done."""
 
 
 class _Waiting(NamedTuple):
@@ -108,21 +110,33 @@ class Operations:
         self,
         connection: sqlite3.Connection,
         *,
-        after_batch: Callable[[], None] | None = None,
-        when_idle: Callable[[], None] | None = None,
+        look: Callable[[], None] | None = None,
+        verify: Callable[[], None] | None = None,
+        after_batch: Callable[[], bool] | None = None,
+        when_idle: Callable[[], bool] | None = None,
     ) -> None:
-        """Run what comes, until stopped. This is the life of their thread."""
+        """Run what comes, until stopped. This is the life of their thread.
+
+        Args:
+            connection: What they run on.
+            look: Called before each transaction, and now and then. If it raises, nothing is done, and that is the
+                outcome of all.
+            verify: Called after each transaction. If it raises, that is the outcome of all.
+            after_batch: Moves the log into the file if it must be; whether it was moved.
+            when_idle: Moves the log into the file if it can be; whether it was moved.
+        """
         while True:
             self._wake.clear()
             if batch := self._take():
-                self._report(batch, self._outcomes(connection, batch))
+                self._report(batch, self._checked_outcomes(connection, batch, look, verify))
                 self._running = ()
                 self._tend(after_batch)
             elif self._stopping:
                 return
             elif not self._wake.wait(IDLE_SECONDS):
                 self._tend(when_idle)
-                self._wake.wait()
+                while not self._wake.wait(None if look is None else LOOK_SECONDS):
+                    _objection(look)
 
     def end(self, why: str) -> None:
         """Nobody serves them any more, whatever the reason: who waits or comes later is told so, and does not wait
@@ -146,6 +160,18 @@ class Operations:
                 size += waiting.size
         self._running = batch
         return batch
+
+    def _checked_outcomes(
+        self,
+        connection: sqlite3.Connection,
+        batch: Sequence[_Waiting],
+        look: Callable[[], None] | None,
+        verify: Callable[[], None] | None,
+    ) -> list[object]:
+        if (objection := _objection(look)) is not None:
+            return [objection] * len(batch)
+        outcomes = self._outcomes(connection, batch)
+        return outcomes if (objection := _objection(verify)) is None else [objection] * len(batch)
 
     def _outcomes(self, connection: sqlite3.Connection, batch: Sequence[_Waiting]) -> list[object]:
         """For each operation what it returned, or the exception."""
@@ -210,7 +236,7 @@ class Operations:
     def _translated(self, error: Exception) -> Exception:
         return storage_error(self._path, error) if isinstance(error, sqlite3.Error) else error
 
-    def _tend(self, care: Callable[[], None] | None) -> None:
+    def _tend(self, care: Callable[[], bool] | None) -> None:
         if care is None:
             return
         try:
@@ -245,6 +271,16 @@ class _Kind(NamedTuple):
         merge: Callable[[sqlite3.Connection, Sequence[Operation[object]]], Sequence[object]] | None
         merge = getattr(self.operations[0], "merge", None)
         return [self.operations[0](connection)] if merge is None else merge(connection, self.operations)
+
+
+def _objection(check: Callable[[], None] | None) -> Exception | None:
+    """What a check raises, which is for those who wait."""
+    if check is not None:
+        try:
+            check()
+        except Exception as error:  # noqa: BLE001 - whatever it is, this thread goes on
+            return error
+    return None
 
 
 def _kinds(operations: Sequence[Operation[object]]) -> Iterable[_Kind]:

@@ -18,9 +18,10 @@ from mailstrom_async.storage._sqlite.calls import Call
 from mailstrom_async.storage._sqlite.door import Door
 from mailstrom_async.storage._sqlite.errors import storage_error
 from mailstrom_async.storage._sqlite.file import bring_up_to_date, open_file, open_for_reading, wal_of
-from mailstrom_async.storage._sqlite.file_lock import locked
+from mailstrom_async.storage._sqlite.file_lock import Lock, locked
 from mailstrom_async.storage._sqlite.follower import OwnerLost
 from mailstrom_async.storage._sqlite.guard import Guard
+from mailstrom_async.storage._sqlite.identity import Identity
 from mailstrom_async.storage._sqlite.operations import Operation, Operations, T
 
 logger = logging.getLogger("mailstrom_async")
@@ -57,6 +58,9 @@ class Owner:
         self._reads = Operations(path, "BEGIN")
         self._door: Door | None = None
         self._stopping = False
+        self._misplaced = False
+        self._log_emptied = False
+        self._deposed = False
         # Daemons: a program that forgot to close must not hang at its end. What was acknowledged is on disk.
         self._thread = threading.Thread(target=self._live, name=f"writer of {path.name}", daemon=True)
 
@@ -111,16 +115,21 @@ class Owner:
     def _live(self) -> None:
         try:
             with ExitStack() as stack:
-                writer, guard = self._open(stack)
+                writer, guard, files, lock = self._open(stack)
+                look = partial(self._look, guard, files, lock)
                 self._tell(None)
                 try:
                     self._writes.serve(
                         writer,
-                        after_batch=partial(self._checkpoint_if_long, guard),
-                        when_idle=guard.checkpoint,
+                        look=look,
+                        verify=files.check,
+                        after_batch=partial(self._checkpoint_if_long, guard, files),
+                        when_idle=partial(self._checkpoint, guard, files),
                     )
                 finally:
                     self._writes.end("its writer has ended")
+                    with suppress(StorageError, OwnerLost, sqlite3.Error):
+                        look()  # what has happened since the last time must not leave its log beside another file
         except MailstromError as error:
             self._tell(error)
         except sqlite3.Error as error:
@@ -134,26 +143,30 @@ class Owner:
             with suppress(RuntimeError):  # the loop is closed, and nobody waits
                 self._loop.call_soon_threadsafe(self._over.set)
 
-    def _open(self, stack: ExitStack) -> tuple[sqlite3.Connection, Guard]:
-        stack.enter_context(locked(self._path))
+    def _open(self, stack: ExitStack) -> tuple[sqlite3.Connection, Guard, Identity, Lock]:
+        lock = stack.enter_context(locked(self._path))
         writer = stack.enter_context(closing(open_file(self._path)))
         guard = stack.enter_context(Guard(self._path, writer))
+        files = Identity(self._path)
         bring_up_to_date(writer)
         make_batches(writer)
         writer.execute("BEGIN IMMEDIATE")
         queue.take_up(writer, self._now)
         writer.execute("COMMIT")
         reader = stack.enter_context(closing(open_for_reading(self._path)))
-        thread = threading.Thread(target=self._read, args=(reader,), name=f"reader of {self._path.name}", daemon=True)
+        thread = threading.Thread(
+            target=self._read, args=(reader, files), name=f"reader of {self._path.name}", daemon=True
+        )
         thread.start()
         stack.callback(thread.join)
         stack.callback(self._reads.stop)
         self._open_door(stack)
-        return writer, guard
+        return writer, guard, files, lock
 
-    def _read(self, reader: sqlite3.Connection) -> None:
+    def _read(self, reader: sqlite3.Connection, files: Identity) -> None:
         try:
-            self._reads.serve(reader)
+            # Those who ask what is due are to hear of it too, so that health shows it whatever is sent.
+            self._reads.serve(reader, verify=files.check)
         finally:
             self._reads.end("its reader has ended")
             with suppress(RuntimeError):  # the loop is closed, and nobody waits
@@ -192,9 +205,43 @@ class Owner:
         with suppress(RuntimeError):  # the loop is closed, and nobody waits
             self._loop.call_soon_threadsafe(settle)
 
-    def _checkpoint_if_long(self, guard: Guard) -> None:
-        if wal_of(self._path).stat().st_size > WAL_LIMIT:
-            guard.checkpoint()
+    def _look(self, guard: Guard, files: Identity, lock: Lock) -> None:
+        """Whether this process may still write.
+
+        Raises:
+            StorageError: Not into what is open.
+            OwnerLost: Another one may.
+        """
+        if (trouble := files.trouble()) is not None:
+            with suppress(OSError, sqlite3.Error):  # it is tried again at the next look
+                if not self._log_emptied and files.log_lies_beside_another():
+                    self._log_emptied = guard.empty_log()
+            if not self._misplaced:
+                self._misplaced = True
+                logger.error("%s", trouble)
+            raise trouble
+        if self._misplaced:
+            self._misplaced = self._log_emptied = False
+            logger.warning("%s is in its place again, and used on", self._path)
+        if not lock.is_held():
+            if not self._deposed:
+                self._deposed = True
+                logger.error("%s: its lock file was removed, and another process has taken the file over", self._path)
+            with suppress(RuntimeError):  # the loop is closed, and nobody waits
+                self._loop.call_soon_threadsafe(self.stop)
+            raise OwnerLost
+        if self._door is not None:
+            self._door.look()
+
+    def _checkpoint_if_long(self, guard: Guard, files: Identity) -> bool:
+        try:
+            size = wal_of(self._path).stat().st_size
+        except FileNotFoundError:  # which is told to all who ask for something
+            return False
+        return size > WAL_LIMIT and self._checkpoint(guard, files)
+
+    def _checkpoint(self, guard: Guard, files: Identity) -> bool:
+        return files.trouble() is None and guard.checkpoint()
 
     # The door's thread.
 

@@ -10,9 +10,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from mailstrom_async._errors import StorageError, StorageInUse
+from mailstrom_async.storage._sqlite.file import wal_of
 from mailstrom_async.storage._sqlite.file_lock import holder_of, is_locked
 from mailstrom_async.storage._sqlite.file_system import refuse_network
 from mailstrom_async.storage._sqlite.follower import Follower, Unreachable
+from mailstrom_async.storage._sqlite.operations import LOOK_SECONDS
 from mailstrom_async.storage._sqlite.owner import Owner
 
 logger = logging.getLogger("mailstrom_async")
@@ -170,6 +172,9 @@ class Share:
         """
         self._trouble = StorageError(f"{self._path} is changing hands, and nobody has it yet")
         may_own_at = 0.0 if until is not None or self.delivers else self.loop.time() + RELUCTANCE_SECONDS
+        if is_locked(self._path) is None and wal_of(self._path).exists():
+            # An owner whose lock file was removed, and its socket with it, makes them anew at its next look.
+            may_own_at = max(may_own_at, self.loop.time() + 2 * LOOK_SECONDS)
         while True:
             pause = RETRY_SECONDS
             try:
