@@ -57,6 +57,7 @@ class Operations:
         self._waking: asyncio.AbstractEventLoop | None = None  # that which is about to wake the thread
         self._stopping = False
         self._over: str | None = None
+        self._log_is_stuck = False
 
     async def run(self, operation: Operation[T], *, size: int = 0) -> T:
         """Run an operation in a transaction; returns after the commit.
@@ -240,9 +241,15 @@ class Operations:
         if care is None:
             return
         try:
-            care()
+            moved = care()
         except Exception as error:  # noqa: BLE001 - what was committed stays so; it is tried again next time
-            logger.warning("%s: its log could not be moved into the file: %s", self._path, error)
+            if not self._log_is_stuck:  # on a full disk it is so at each commit
+                self._log_is_stuck = True
+                logger.warning("%s: its log could not be moved into the file: %s", self._path, error)
+        else:
+            if moved and self._log_is_stuck:
+                self._log_is_stuck = False
+                logger.info("%s: its log could be moved into the file again", self._path)
 
     def _report(self, batch: Sequence[_Waiting], outcomes: Sequence[object]) -> None:
         # Most wait in the application's event loop, calls of other processes in that of their door.

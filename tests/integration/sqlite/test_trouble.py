@@ -15,6 +15,7 @@ from mailstrom_async._reply import Reply
 from mailstrom_async._status import Deferred
 from mailstrom_async.storage import SQLiteStorage
 from mailstrom_async.storage._sqlite import file, queue
+from mailstrom_async.storage._sqlite.guard import Guard
 from mailstrom_async.storage._sqlite.owner import Owner
 from mailstrom_async.testing._contract.ground import (
     ADA,
@@ -362,6 +363,36 @@ async def test_a_checkpoint_that_fails_is_logged_and_tried_again(
 
     assert "could not be moved into the file" in caplog.text
     assert len(await store.upcoming(10)) == 2
+
+
+async def test_a_checkpoint_that_fails_again_and_again_is_logged_once(
+    store: SQLiteStorage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """A disk that is full for an hour does not fill what is left of it; that it works again is told as well."""
+    loop, tried = asyncio.get_running_loop(), asyncio.Event()
+    really = Guard.checkpoint
+    disk = {"full": True}
+
+    def checkpoint(guard: Guard) -> bool:
+        try:
+            if disk["full"]:
+                raise sqlite3.OperationalError("database or disk is full")
+            return really(guard)
+        finally:
+            loop.call_soon_threadsafe(tried.set)
+
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(Guard, "checkpoint", checkpoint)
+    for number, full in enumerate([True, True, True, False, True, True]):
+        tried.clear()
+        disk["full"] = full
+        await store.enqueue([email(f"{number}")])
+        async with asyncio.timeout(10):
+            await tried.wait()  # in the pause that follows
+    await store.enqueue([email("last")])  # in the same thread, when that was told
+
+    said = [record.getMessage() for record in caplog.records if "moved into the file" in record.getMessage()]
+    assert ["could not" in line for line in said] == [True, False, True]
 
 
 async def test_space_that_can_not_be_given_back_is_no_endless_loop(path: Path, query: Query):
