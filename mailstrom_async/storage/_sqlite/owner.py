@@ -5,6 +5,7 @@ import logging
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing, suppress
 from datetime import datetime
@@ -22,7 +23,7 @@ from mailstrom_async.storage._sqlite.file_lock import Lock, locked
 from mailstrom_async.storage._sqlite.follower import OwnerLost
 from mailstrom_async.storage._sqlite.guard import Guard
 from mailstrom_async.storage._sqlite.identity import Identity
-from mailstrom_async.storage._sqlite.operations import Operation, Operations, T
+from mailstrom_async.storage._sqlite.operations import LOOK_SECONDS, Operation, Operations, T
 
 logger = logging.getLogger("mailstrom_async")
 
@@ -61,6 +62,7 @@ class Owner:
         self._misplaced = False
         self._log_emptied = False
         self._deposed = False
+        self._door_seen_at = time.monotonic()
         # Daemons: a program that forgot to close must not hang at its end. What was acknowledged is on disk.
         self._thread = threading.Thread(target=self._live, name=f"writer of {path.name}", daemon=True)
 
@@ -219,6 +221,7 @@ class Owner:
             if not self._misplaced:
                 self._misplaced = True
                 logger.error("%s", trouble)
+                self.hastened()  # the engine asks, and health shows it though nothing is due
             raise trouble
         if self._misplaced:
             self._misplaced = self._log_emptied = False
@@ -230,7 +233,9 @@ class Owner:
             with suppress(RuntimeError):  # the loop is closed, and nobody waits
                 self._loop.call_soon_threadsafe(self.stop)
             raise OwnerLost
-        if self._door is not None:
+        # Nobody is harmed without a socket, and one look more would be felt in each commit.
+        if self._door is not None and (now := time.monotonic()) - self._door_seen_at > LOOK_SECONDS / 2:
+            self._door_seen_at = now
             self._door.look()
 
     def _checkpoint_if_long(self, guard: Guard, files: Identity) -> bool:

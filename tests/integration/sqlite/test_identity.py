@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from mailstrom_async import Config, Email, Mailstrom, RelayDelivery, StorageError
+from mailstrom_async._engine import scheduler
 from mailstrom_async.storage import SQLiteStorage
 from mailstrom_async.storage._sqlite import operations
 from mailstrom_async.testing import SMTPServer
@@ -202,8 +203,9 @@ async def test_nothing_is_lost_by_others_that_close(store: SQLiteStorage, path: 
 
 
 @pytest.fixture
-async def mailer(path: Path) -> AsyncIterator[Mailstrom]:
-    """One that delivers."""
+async def mailer(path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Mailstrom]:
+    """One that delivers, and does not ask of itself what is due."""
+    monkeypatch.setattr(scheduler, "LOOK_EVERY", timedelta(hours=1))
     async with SMTPServer() as server:
         relay = RelayDelivery(host=server.host, port=server.port, security="none")
         config = Config(helo_name="app.example.org", delivery=relay, shutdown_grace=timedelta(seconds=1))
@@ -212,11 +214,13 @@ async def mailer(path: Path) -> AsyncIterator[Mailstrom]:
 
 
 async def test_health_shows_it(mailer: Mailstrom, path: Path):
-    """Degraded, with the reason, though nothing is to be delivered; and well again when the file is back."""
+    """Degraded, with the reason, though nothing is sent or due; and well again when the file is back."""
+    mail = Email(from_="a@example.org", to="ada@example.net", subject="Hello", text="Hello")
+    await mailer.wait(await mailer.send_email(mail))
     path.rename(path.with_name("elsewhere"))
-    with pytest.raises(StorageError, match=CAUSE):
-        await mailer.send_email(Email(from_="a@example.org", to="ada@example.net", subject="Hello", text="Hello"))
     await _state(mailer, "degraded")
+    with pytest.raises(StorageError, match=CAUSE):
+        await mailer.send_email(mail)
     assert CAUSE in str(mailer.worker_status.reason)
     path.with_name("elsewhere").rename(path)
     await _state(mailer, "running")
