@@ -47,7 +47,7 @@ class SQLiteStorage:
     write (sqlite.org/wal.html#walresetbug) has no occasion while a store has it open: see _sqlite/guard.py.
 
     While the file changes hands, calls wait. A call whose answer was lost is made again, and stores nothing twice. If
-    nobody answers for about ten seconds it raises StorageError, which says so if it may have been done.
+    nobody answers for about fifteen seconds it raises StorageError, which says so if it may have been done.
 
     Beside the file lie `<path>.lock`, which stays, `<path>.sock`, and while it is open `<path>-wal` and `<path>-shm`,
     which belong to it: copy a store only while it is closed, or with SQLite's own backup. When the file or its log is
