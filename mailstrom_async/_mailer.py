@@ -44,10 +44,6 @@ PURGE_EVERY = timedelta(hours=1)
 LOOK_EVERY = timedelta(seconds=1)
 """How often `wait` reads the status in a store where another process may have recorded it."""
 
-_LOST: list[object] = []
-"""What there was of lives that nobody could end. Kept, for a coroutine that is collected does what it does at its end,
-here on a closed event loop, or on that of a parent process."""
-
 T = TypeVar("T")
 E = TypeVar("E", bound=Event)
 E2 = TypeVar("E2", bound=Event)
@@ -89,17 +85,13 @@ class Mailstrom:
         self._deliver = deliver
         self._clock: Clock = clock or SystemClock()
         self._resolver: Resolver = resolver or AiodnsResolver(config.delivery.nameservers, timeout=config.timeouts.dns)
-        self._begin_anew()
-
-    def _begin_anew(self) -> None:
-        """Nothing is open; of an earlier life nothing is used any more."""
         self._broadcast = Broadcast()
         self._health = Health(lambda status: self._broadcast.publish([WorkerStatusChanged(status=status)]))
         self._home: tuple[asyncio.AbstractEventLoop, int] | None = None
         self._engine: Engine | None = None
         self._left_over: Sequence[Delivery] = ()  # what an engine could not give back
         self._switch = asyncio.Lock()
-        self._composer = Composer(self._config)
+        self._composer = Composer(config)
         self._purging: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
@@ -108,8 +100,7 @@ class Mailstrom:
     # Life.
 
     async def __aenter__(self) -> Self:
-        """Open the store, take up what an earlier life left, and deliver. If the event loop on which it was open is
-        closed, or a parent process has opened it, it begins anew here.
+        """Open the store, take up what an earlier life left, and deliver.
 
         Raises:
             MailerStateError: It is open already.
@@ -117,8 +108,6 @@ class Mailstrom:
             ResolverError: The resolver can't be used as configured.
             DKIMKeyError: A key of `Config.dkim` can't sign.
         """
-        if self._is_lost:
-            self._abandon()
         if self._home is not None:
             raise MailerStateError("the mailer is already open; leave it before entering it again")
         self._home = (asyncio.get_running_loop(), os.getpid())
@@ -161,10 +150,6 @@ class Mailstrom:
             check_span("grace", grace)
         if self._home is None:
             return
-        if self._is_lost:
-            self._abandon()
-            await self._storage.aclose()
-            return
         self._check_home()
         if self._engine is not None and grace is not None:
             self._engine.hurry(grace)  # somebody else may be stopping it already, and more patient than we are
@@ -199,15 +184,6 @@ class Mailstrom:
     @property
     def _is_open(self) -> bool:
         return self._home is not None
-
-    @property
-    def _is_lost(self) -> bool:
-        """Whoever opened it can't close it any more: its event loop is closed, or it is a parent process's."""
-        return self._home is not None and (self._home[0].is_closed() or self._home[1] != os.getpid())
-
-    def _abandon(self) -> None:
-        _LOST.append((self._engine, self._purging, self._composer, self._broadcast))
-        self._begin_anew()
 
     def _forget_home(self) -> None:
         self._home = None
@@ -295,9 +271,8 @@ class Mailstrom:
         lane: Lane = "default",
         connection: object | None = None,
     ) -> str:
-        """Accept an email; when this returns, it is safe in the store and will be delivered.
-
-        If you cancel it, it may be stored all the same; with a Message-ID of your own you can safely send it again.
+        """Accept an email; when this returns, it is safe in the store and will be delivered. Cancelled, it may have been
+        stored all the same: with a Message-ID of your own it is safe to send again.
 
         Args:
             email: An `Email`, a stdlib `EmailMessage`, or the bytes of an RFC 5322 message.
@@ -547,10 +522,8 @@ class Mailstrom:
         loop, process = self._home
         if process != os.getpid():
             raise MailerStateError("the mailer was opened before a fork; open it in each process by itself")
-        if loop.is_closed():
-            raise MailerStateError("the mailer was opened on an event loop that is closed; enter it again on this one")
         if loop is not asyncio.get_running_loop():
-            raise MailerStateError("the mailer was opened on another event loop; use it there, or leave it there first")
+            raise MailerStateError("the mailer was opened on another event loop; use it there, or open it here")
 
 
 def _found(value: T | None, message_id: str) -> T:

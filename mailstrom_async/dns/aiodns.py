@@ -45,11 +45,6 @@ class _Channel:
     lookups: int = 0
 
 
-_LOST: list[_Channel] = []
-"""What nobody closed before its event loop was, or what a parent process has open. Kept, for the end of such a channel
-takes its sockets out of that event loop, and a parent shares with its forks the kernel's list of them."""
-
-
 @dataclass(frozen=True, slots=True)
 class _Answer:
     """What one question brought: the records of the type asked for, the CNAMEs beside them, and how long that holds."""
@@ -104,9 +99,6 @@ class AiodnsResolver:
 
     async def open(self) -> None:
         self._turns = _Turns()  # those of an earlier life may belong to another event loop
-        if self._channel is not None:
-            _LOST.extend([self._channel, *self._retired])
-            self._retired.clear()
         try:
             self._channel = self._new_channel()
         except (aiodns.error.DNSError, pycares.AresError, ValueError, OSError) as error:

@@ -1,8 +1,6 @@
 """A queue in memory: for tests, and for mail that may be lost with the program."""
 
-import asyncio
 import heapq
-import os
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -94,7 +92,7 @@ class MemoryStorage:
         self._unfinished = 0
         self._keys = count(1)
         self._delivery_ids = count(1)
-        self._home: tuple[asyncio.AbstractEventLoop, int] | None = None
+        self._is_open = False
 
     def __repr__(self) -> str:
         return f"<MemoryStorage [{len(self._messages)} messages, {self._unfinished} unfinished]>"
@@ -107,22 +105,14 @@ class MemoryStorage:
         """Nobody else can change what is here."""
 
     async def open(self, now: datetime) -> None:
-        if self._home is not None:
-            loop, process = self._home
-            if process != os.getpid():
-                raise MailerStateError(
-                    "this MemoryStorage was opened before a fork, and what it holds is its parent's to deliver; "
-                    "make one in each process"
-                )
-            if not loop.is_closed():
-                raise MailerStateError("this MemoryStorage is open already; aclose() it first")
-        self._home = (asyncio.get_running_loop(), os.getpid())
+        if self._is_open:
+            raise MailerStateError("this MemoryStorage is open already; aclose() it first")
+        self._is_open = True
         for delivery in list(self._claimed.values()):
             self._abandon(delivery, now)
 
     async def aclose(self) -> None:
-        if self._home is not None and self._home[1] == os.getpid():
-            self._home = None
+        self._is_open = False
 
     async def enqueue(self, acceptances: Sequence[Acceptance], *, queue_size: int | None = None) -> list[Due]:
         self._check_open()
@@ -273,10 +263,6 @@ class MemoryStorage:
             for delivery in self._messages.pop(message_id).deliveries:
                 del self._deliveries[delivery.id]
         return len(gone)
-
-    @property
-    def _is_open(self) -> bool:
-        return self._home is not None
 
     def _check_open(self) -> None:
         if not self._is_open:

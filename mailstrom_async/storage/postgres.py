@@ -74,9 +74,9 @@ class PostgresStorage:
         self._usable().listener.start(wake)
 
     async def open(self, now: datetime) -> None:
-        if self._opened is not None and not self._opened.is_lost:
+        if self._opened is not None and self._opened.process == os.getpid():
             raise MailerStateError(f"{self!r} is open already; aclose() it first")
-        await self.aclose()
+        # What a parent process has opened stays as it is in this one: its connections must not be touched.
         opened = _Opened(self._address, self._listener_address, self._size)
         try:
             opened.identity = await opened.connections.transact(make_ready)
@@ -87,9 +87,7 @@ class PostgresStorage:
 
     async def aclose(self) -> None:
         opened, self._opened = self._opened, None
-        if opened is not None and opened.is_lost:
-            _LOST.append(opened)
-        elif opened is not None:
+        if opened is not None and opened.process == os.getpid():
             await opened.aclose()
 
     async def enqueue(self, acceptances: Sequence[Acceptance], *, queue_size: int | None = None) -> list[Due]:
@@ -207,11 +205,6 @@ class _Opened:
         self.crier = Crier(self.connections, self.channel, token)
         self.accepting = Accepting(self.connections, on_stored=self.crier.tell)
 
-    @property
-    def is_lost(self) -> bool:
-        """Its event loop is closed, so that what lived there stands still; or it is a parent process's."""
-        return self.process != os.getpid() or self.loop.is_closed()
-
     async def aclose(self) -> None:
         try:
             await self.listener.aclose()
@@ -220,7 +213,3 @@ class _Opened:
             await self.connections.aclose()
         finally:
             self.connections.break_off()
-
-
-_LOST: list[_Opened] = []
-"""Kept as it is: a parent's connections must not be touched, and a connection that is collected may say goodbye."""

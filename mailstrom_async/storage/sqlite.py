@@ -79,14 +79,15 @@ class SQLiteStorage:
         self._usable().wake = wake
 
     async def open(self, now: datetime) -> None:
-        while (earlier := self._share) is not None:
-            if not earlier.closing and not earlier.is_lost:
+        while (earlier := self._share) is not None and earlier.process == os.getpid():
+            if not earlier.closing:
                 raise MailerStateError(f"{self._path} is open already in this SQLiteStorage; aclose() it first")
-            await self.aclose()  # whoever closed it did not wait for the end, or nobody could
+            await self.aclose()  # whoever closed it did not wait for the end
+        # What a parent process has opened stays as it is in this one: its threads are not here, its connections must
+        # not be touched.
         self._recent.clear()
         self._share = share = Share(self._path, now)
         self._commits = Commits(self._arrived)
-        self._clearing = None
         try:
             await share.open()
         except BaseException:
@@ -98,12 +99,12 @@ class SQLiteStorage:
         share = self._share
         if share is None:
             return
-        if not share.is_lost:
+        if share.process == os.getpid():
             await self._commits.aclose()
             if self._clearing is not None and not self._clearing.done():
                 self._clearing.cancel()
                 await asyncio.wait([self._clearing])
-        await share.aclose()
+            await share.aclose()
         if self._share is share:
             self._share = None
 

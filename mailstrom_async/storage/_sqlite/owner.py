@@ -103,8 +103,7 @@ class Owner:
 
     def stop(self) -> None:
         """Begin to close."""
-        with suppress(RuntimeError):  # the loop is closed, and nobody waits
-            self._over.set()
+        self._over.set()
         # In this order, here and in _open_door: one of the two sees what the other did.
         self._stopping = True
         if self._door is not None:

@@ -33,9 +33,6 @@ run, and if another process has one that does, that one gets the file."""
 RELUCTANCE_SECONDS = 0.5
 """A process without an engine that runs lets others try first."""
 
-_LOST: list["Share"] = []
-"""Kept, for the end of what is in them is the business of a closed event loop, or of a parent process."""
-
 
 class Share:
     """Makes sure that there is an owner, and that this process can talk to it.
@@ -76,28 +73,13 @@ class Share:
     async def aclose(self) -> None:
         """Finish what was begun, and leave the file to the others."""
         self.closing = True
-        if self.is_lost:
-            await self._abandon()
-            return
         self._settled.set()  # nobody waits for the next owner any more
         if self._side is not None:
             self._side.stop()
-        if self._keeper is not None and not self._keeper.done():  # done: cancelled at the end of its event loop
+        if self._keeper is not None and not self._keeper.done():  # done: with the event loop that it lived in
             self._keeper.cancel()
             await asyncio.wait([self._keeper])
         if self._side is not None:
-            await self._side.aclose()
-
-    @property
-    def is_lost(self) -> bool:
-        """Its event loop is closed, so that what lived there stands still; or it is a parent process's."""
-        return self.process != os.getpid() or self.loop.is_closed()
-
-    async def _abandon(self) -> None:
-        _LOST.append(self)
-        # Of an owner here the threads go on, and hold the lock. Of a parent's there are none, and its connections must
-        # not be touched.
-        if self.process == os.getpid() and isinstance(self._side, Owner):
             await self._side.aclose()
 
     @property

@@ -4,13 +4,11 @@ import asyncio
 import os
 import subprocess
 import threading
-from collections.abc import Coroutine
-from contextlib import AsyncExitStack, closing
-from datetime import UTC, datetime, timedelta
+from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 from socket import socket
 from textwrap import dedent
-from typing import Any
 
 import anyio
 import pytest
@@ -172,73 +170,6 @@ async def test_another_event_loop_is_told(build, email):
             await asyncio.to_thread(elsewhere)
 
 
-async def live_and_stay(mailer, email) -> str:
-    """A life without an end."""
-    await mailer.__aenter__()
-    message_id = await mailer.send_email(email)
-    await mailer.wait(message_id)
-    return message_id
-
-
-def run_and_cancel(work: Coroutine[Any, Any, str]) -> str:
-    """As most do: what still runs at the end is cancelled."""
-    return asyncio.run(work)
-
-
-def run_and_close(work: Coroutine[Any, Any, str]) -> str:
-    """What still runs stands still for ever."""
-    loop = asyncio.new_event_loop()
-    try:
-        return loop.run_until_complete(work)
-    finally:
-        loop.close()
-
-
-@pytest.fixture(params=["memory", "owner", "follower"])
-async def store(request, tmp_path):
-    """Of each kind; the last one's file is another one's, who leaves it to an engine only after a while."""
-    if request.param == "memory":
-        yield MemoryStorage()
-    else:
-        async with AsyncExitStack() as stack:
-            if request.param == "follower":
-                owner = SQLiteStorage(tmp_path / "mail.db")
-                await owner.open(datetime.now(UTC))
-                stack.push_async_callback(owner.aclose)
-            yield SQLiteStorage(tmp_path / "mail.db")
-
-
-@pytest.mark.parametrize("run", [run_and_cancel, run_and_close])
-async def test_a_mailer_whose_event_loop_was_closed_begins_anew(internet, server, email, store, run):
-    """A test of an application has failed to leave it; the next one has another event loop, and all works there."""
-    mailer = Mailstrom(Config(helo_name="a.example.org", delivery=internet.delivery), store)
-    first = await asyncio.to_thread(lambda: run(live_and_stay(mailer, email())))
-
-    with pytest.raises(MailerStateError, match="event loop that is closed; enter it again"):
-        await mailer.query_recent()
-    for _ in range(2):
-        async with mailer:
-            assert (await mailer.query_status(first)).succeeded
-            assert (await mailer.wait(await mailer.send_email(email()))).succeeded
-
-    assert server.received == 3
-
-
-@pytest.mark.parametrize("run", [run_and_cancel, run_and_close])
-async def test_a_mailer_whose_event_loop_was_closed_can_be_left(internet, email, store, run):
-    """Its store is free for another one."""
-    config = Config(helo_name="a.example.org", delivery=internet.delivery)
-    mailer = Mailstrom(config, store)
-    first = await asyncio.to_thread(lambda: run(live_and_stay(mailer, email())))
-    await mailer.aclose()
-
-    assert mailer.worker_status.state == "stopped"
-    with pytest.raises(MailerStateError, match=NOT_OPEN):
-        await mailer.query_recent()
-    async with Mailstrom(config, store) as another:
-        assert (await another.query_status(first)).succeeded
-
-
 FORK = """
     import asyncio, os, sys
     from mailstrom_async import Config, Email, MailerStateError, Mailstrom, SQLiteStorage
@@ -275,81 +206,23 @@ FORK = """
 
 def test_a_fork_is_told(tmp_path, python):
     """A child that uses its parent's open mailer gets an error; the parent goes on; opened after a fork it works."""
-    assert run_script(python, FORK, str(tmp_path / "mail.db")) == [
-        "the mailer was opened before a fork; open it in each process by itself",
-        "2",
-        "3",
-        "4",
-    ]
-
-
-def run_script(python: str, script: str, *arguments: str) -> list[str]:
-    """The lines that it printed."""
     project = Path(mailstrom_async.__file__).parents[1]
     ended = subprocess.run(
-        [python, "-W", "ignore::DeprecationWarning", "-c", dedent(script), *arguments],
+        [python, "-W", "ignore::DeprecationWarning", "-c", dedent(FORK), str(tmp_path / "mail.db")],
         env={**os.environ, "PYTHONPATH": str(project)},
         capture_output=True,
         text=True,
         timeout=40,
         check=False,
     )
-    assert (ended.returncode, ended.stderr) == (0, "")
-    return ended.stdout.splitlines()
 
-
-FORK_OF_AN_OPEN_ONE = """
-    import asyncio, os, sys
-    from mailstrom_async import Config, Email, MailerStateError, Mailstrom, MemoryStorage, RelayDelivery, SQLiteStorage
-
-    async def main(storage):
-        nobody = RelayDelivery(host="127.0.0.1", port=1, security="none")
-        mailer = Mailstrom(Config(helo_name="a.example.org", delivery=nobody), storage)
-        async with mailer:
-            await once(mailer)
-            if os.fork() == 0:
-                try:
-                    asyncio.run(enter_twice(mailer))
-                except MailerStateError as error:
-                    print(error, flush=True)
-                os._exit(0)
-            os.wait()
-            await once(mailer)
-
-    async def enter_twice(mailer):
-        for _ in range(2):
-            async with mailer:
-                await once(mailer)
-
-    async def once(mailer):
-        await mailer.send_email(Email(from_="a@example.org", to="b@example.net", text="Hello"))
-        print(mailer.worker_status.state, len(await mailer.query_recent()), flush=True)
-
-    asyncio.run(main(SQLiteStorage(sys.argv[1]) if sys.argv[2] == "SQLiteStorage" else MemoryStorage()))
-"""
-
-
-@pytest.mark.parametrize(
-    ("storage", "in_child"),
-    [
-        ("SQLiteStorage", ["running 2", "running 3"]),
-        (
-            "MemoryStorage",
-            [
-                (
-                    "this MemoryStorage was opened before a fork, and what it holds is its parent's to deliver; "
-                    "make one in each process"
-                )
-            ],
-        ),
-    ],
-)
-def test_a_fork_of_an_open_mailer_begins_anew(tmp_path, python, storage, in_child):
-    """A server forks after its application was opened: each child enters the mailer for itself, and the parent goes on.
-    What is in memory can't be had twice."""
-    lines = run_script(python, FORK_OF_AN_OPEN_ONE, str(tmp_path / "mail.db"), storage)
-
-    assert lines == ["running 1", *in_child, "running 4" if storage == "SQLiteStorage" else "running 2"]
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.splitlines() == [
+        "the mailer was opened before a fork; open it in each process by itself",
+        "2",
+        "3",
+        "4",
+    ]
 
 
 async def test_two_mailers_with_the_same_store_are_told(build, storage):

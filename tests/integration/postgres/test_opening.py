@@ -166,20 +166,6 @@ def test_a_schema_needs_a_plain_name(schema_: str) -> None:
         PostgresStorage("postgresql://localhost/shop", schema=schema_)
 
 
-async def test_a_store_whose_event_loop_was_closed_can_be_opened_anew(storage: PostgresStorage) -> None:
-    """Its connections stay as they are until the program ends: nobody can close them."""
-
-    def open_and_stay() -> None:
-        loop = asyncio.new_event_loop()
-        loop.run_until_complete(storage.open(NOW))
-        loop.close()
-
-    await asyncio.to_thread(open_and_stay)
-    await storage.open(NOW)
-    assert await storage.recent(None, 10) == []
-    await storage.aclose()
-
-
 async def test_a_fork_is_told_to_open_a_store_of_its_own(storage: PostgresStorage) -> None:
     """Row C23: a connection must not be used by two processes."""
     await storage.open(NOW)
