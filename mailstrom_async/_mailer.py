@@ -109,6 +109,8 @@ class Mailstrom:
             DKIMKeyError: A key of `Config.dkim` can't sign.
         """
         if self._home is not None:
+            if self._home[0].is_closed() or self._home[1] != os.getpid():
+                self._check_home()
             raise MailerStateError("the mailer is already open; leave it before entering it again")
         self._home = (asyncio.get_running_loop(), os.getpid())
         self._switch = asyncio.Lock()  # that of an earlier life may belong to another event loop
@@ -271,8 +273,9 @@ class Mailstrom:
         lane: Lane = "default",
         connection: object | None = None,
     ) -> str:
-        """Accept an email; when this returns, it is safe in the store and will be delivered. Cancelled, it may have been
-        stored all the same: with a Message-ID of your own it is safe to send again.
+        """Accept an email; when this returns, it is safe in the store and will be delivered.
+
+        If you cancel it, it may be stored all the same; with a Message-ID of your own you can safely send it again.
 
         Args:
             email: An `Email`, a stdlib `EmailMessage`, or the bytes of an RFC 5322 message.
@@ -521,9 +524,13 @@ class Mailstrom:
             raise MailerStateError("the mailer is not open; use `async with mailer:` or its lifespan hook")
         loop, process = self._home
         if process != os.getpid():
-            raise MailerStateError("the mailer was opened before a fork; open it in each process by itself")
+            raise MailerStateError("the mailer was opened before a fork; make one, with its storage, in each process")
+        if loop.is_closed():
+            raise MailerStateError(
+                "the mailer was opened on an event loop that is closed; make a new one, with its storage, on this one"
+            )
         if loop is not asyncio.get_running_loop():
-            raise MailerStateError("the mailer was opened on another event loop; use it there, or open it here")
+            raise MailerStateError("the mailer was opened on another event loop; use it there, or leave it there first")
 
 
 def _found(value: T | None, message_id: str) -> T:

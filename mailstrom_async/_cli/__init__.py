@@ -4,6 +4,7 @@ import asyncio
 import signal
 import sys
 from collections.abc import Coroutine
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, TypeVar, Unpack
 
@@ -79,14 +80,20 @@ async def _until_terminated(work: Coroutine[Any, Any, T]) -> T:
         terminated = True
         task.cancel()
 
-    # Not by way of SIGINT, which a shell has its background jobs ignore.
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminate)
+    loop = asyncio.get_running_loop()
+    # Not by way of SIGINT, which a shell has its background jobs ignore. In another thread, or on an event loop that
+    # has none of this, SIGTERM does what it always did.
+    with suppress(NotImplementedError, RuntimeError, ValueError):
+        loop.add_signal_handler(signal.SIGTERM, terminate)
     try:
         return await work
     except asyncio.CancelledError:
         if terminated:
             raise Terminated from None
         raise
+    finally:
+        with suppress(NotImplementedError, RuntimeError, ValueError):
+            loop.remove_signal_handler(signal.SIGTERM)
 
 
 @click.group(no_args_is_help=False)

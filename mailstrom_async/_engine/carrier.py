@@ -261,14 +261,12 @@ class Carrier:
         return True
 
     async def _make_room_for_another(self) -> None:
-        """Say good-bye to our session: one to another host takes its place among those that there may be."""
+        """Say good-bye to our session: one to another host takes its place among those that there may be.
+
+        Not if something was sent ahead on it, of which it would not be known then whether it was taken.
+        """
         session = self._session
-        if session is None or not session.usable:
-            return
-        if self._ahead:
-            session.abort()
-            self._give_back()
-        else:
+        if session is not None and session.usable and not self._ahead:
             await session.quit()
 
     def _settling(

@@ -61,12 +61,14 @@ class Turns:
     def _turn(self) -> None:
         self._coming = False
         self._left = BUDGET
-        while self._waiting and self._left > 0:
-            work, done = self._waiting.popleft()
-            if not done.done():  # else its caller was cancelled
-                self._settle(work, done)
-        if self._left < BUDGET / 2:
-            self._call_soon()
+        try:
+            while self._waiting and self._left > 0:
+                work, done = self._waiting.popleft()
+                if not done.done():  # else its caller was cancelled
+                    self._settle(work, done)
+        finally:  # Control-C in the middle of it must not leave the others in line
+            if self._waiting or self._left < BUDGET / 2:
+                self._call_soon()
 
     def _settle(self, work: Callable[[], T], done: asyncio.Future[T]) -> None:
         try:

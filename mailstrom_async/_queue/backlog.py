@@ -135,6 +135,8 @@ class Backlogs:
         self._kept = memory // KEPT_OF_MEMORY
         self._memory = memory - self._kept
         self._for_small = memory // KEPT_OF_MEMORY
+        # As much as comes free although small ones go on; what is larger goes alone.
+        self._largest = self._memory - self._for_small
 
     def push(self, entries: Sequence[Due], now: datetime) -> None:
         """As `Backlog.push`, each to its lane."""
@@ -160,9 +162,9 @@ class Backlogs:
         waiting: list[Lane] = [lane for lane, backlog in self.lanes.items() if len(backlog.lines)]
         # Only small ones go on beside a large one that waits for its room, and "auth"; if it must go alone, none.
         large = self._held_up_by(size - self._kept)
-        if large is not None and large.size > self._memory:
+        if large is not None and large.size > self._largest:
             return taken
-        beside = max(0, min(size, self._for_small - small))
+        beside = max(0, min(size - self._kept, self._for_small - small))
         while waiting and batch > 0:
             alone = len(waiting) == 1
             lane = self._turns.take(waiting)
@@ -201,7 +203,7 @@ class Backlogs:
 
     def first(self) -> Due | None:
         """What goes alone, whatever its size; counted as claimed. Only where nothing is claimed."""
-        large = self._held_up_by(self._memory)
+        large = self._held_up_by(self._largest)
         order = LANES if large is None else (large.lane, *LANES)
         return next((one for lane in order if (one := self.lanes[lane].lines.first()) is not None), None)
 

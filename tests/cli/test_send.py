@@ -216,7 +216,7 @@ async def test_an_interrupted_send_leaves_its_message_queued(command, internet, 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_a_message_that_a_server_holds_at_an_interrupt_is_not_sent_twice(command, internet, there, number):
-    """Its reply is waited for, for some seconds; the status is that of a delivered message, and nothing stays queued."""
+    """Its reply is waited for, for some seconds; the status is that of a delivered message, nothing stays queued."""
     server = internet.exchangers["mx.swift.example.net"]
     server.script["end of data"] = gate = Gate()
     process = await command.start("send", *there)

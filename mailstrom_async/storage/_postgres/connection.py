@@ -134,23 +134,30 @@ class Address:
         )
         if not _DSN.fullmatch(self.dsn):
             raise unreadable
-        settings = {"application_name": "mailstrom_async"}
-        if self.keeps_session:
-            settings |= self._server_timeouts
         try:
-            # By the libpq environment variables and defaults where the DSN is silent.
-            return await _connect(
-                self.dsn,
-                timeout=self.patience,
-                command_timeout=self.patience,
-                statement_cache_size=self.statement_cache_size,
-                server_settings=settings,
-            )
+            if self.keeps_session:
+                try:
+                    return await self._connect(self._server_timeouts)
+                except asyncpg.ProtocolViolationError as error:
+                    # A PgBouncer that lets each client have a session of its own does without them.
+                    if "startup parameter" not in str(error):
+                        raise
+            return await self._connect({})
         except ValueError:
             # It quotes what it can't make out, which may be the password: not even a traceback may show it.
             raise unreadable from None
         except DRIVER_ERRORS as error:
             raise storage_error(self.name, error) from error
+
+    async def _connect(self, settings: dict[str, str]) -> Connection:
+        # By the libpq environment variables and defaults where the DSN is silent.
+        return await _connect(
+            self.dsn,
+            timeout=self.patience,
+            command_timeout=self.patience,
+            statement_cache_size=self.statement_cache_size,
+            server_settings={"application_name": "mailstrom_async", **settings},
+        )
 
     def error_of(self, cause: Exception) -> StorageError:
         """The error to raise in place of one that the driver raised when a connection was there."""

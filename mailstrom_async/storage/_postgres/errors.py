@@ -81,8 +81,6 @@ def storage_error(name: str, error: Exception) -> StorageError:
     if not isinstance(code, str):
         cause = "no answer in time" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
         return ConnectionLost(f"{name} can't be reached: {cause}; it is tried again by itself, see to the server")
-    if "startup parameter" in str(error):
-        return StorageError(f"{name}: {error} ({code}); behind a PgBouncer set statement_cache_size=0")
     if code.startswith("08") or code in _LOST:
         return ConnectionLost(f"{name} ended the connection: {error}; it is tried again by itself")
     remedy = _REMEDIES.get(code, "see the server's log")

@@ -53,6 +53,11 @@ class Lock:
                 "another process could write as well: the directory must be writable for this program"
             ) from error
 
+    @property
+    def is_of_its_name(self) -> bool:
+        """Whether what is locked is the file of that name."""
+        return inode_of(self._name) == self._inode
+
     def release(self) -> None:
         _release(self._descriptor)
 
@@ -70,7 +75,7 @@ class Lock:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _inscribe(self._path, descriptor)
-            os.link(beside, self._name)
+            _name(beside, self._name)
         except BaseException as error:
             _release(descriptor)
             if isinstance(error, FileExistsError):
@@ -109,6 +114,8 @@ def locked(path: Path) -> Generator[Lock, None, None]:
             raise StorageInUse(f"{path} is open in another process ({holder_of(path)})") from error
         except OSError as error:
             raise StorageError(f"{path} can't be locked: {error.strerror}; keep it on a local file system") from error
+        if not lock.is_of_its_name:  # it was removed since it was opened, and its owner has made it anew
+            raise StorageInUse(f"{path} is open in another process ({holder_of(path)})")
         _inscribe(path, descriptor)
         yield lock
     finally:
@@ -147,6 +154,19 @@ def _inscribe(path: Path, descriptor: int) -> None:
     _admit_whoever_may_write(path, descriptor)
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
+
+
+def _name(file: Path, name: str) -> None:
+    """Give a file a name that nobody has; raises FileExistsError if somebody has it."""
+    try:
+        os.link(file, name)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+            raise
+        # A file system without hard links: here a name that somebody takes in this moment would be overwritten.
+        if os.path.lexists(name):
+            raise FileExistsError(name) from error
+        os.rename(file, name)  # noqa: PTH104
 
 
 def _release(descriptor: int) -> None:

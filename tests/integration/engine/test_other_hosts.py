@@ -57,3 +57,21 @@ async def test_a_session_to_another_host_takes_the_place_of_the_first():
                 assert (await mailer.wait(message_id, timeout=PATIENCE)).succeeded
 
     assert at_once == [1] * 4
+
+
+async def test_what_was_sent_ahead_is_not_given_up_to_ask_another_host():
+    """Messages on their way in a window have their replies still to come, and would be in doubt for nothing."""
+    async with FakeInternet() as internet:
+        first = await internet.exchanger("mx1.example.org")
+        await internet.exchanger("mx2.example.org")
+        internet.domain("example.org", mx=["10 mx1.example.org", "20 mx2.example.org"])
+        first.script["MAIL"] = [None] * 4 + ["451 4.3.2 not now", None]
+        config = Config(
+            helo_name="app.example.net",
+            delivery=internet.delivery,
+            limits=Limits(connections=1, connections_per_host=1, bdat_window=8),
+            shutdown_grace=timedelta(0),
+        )
+        async with Mailstrom(config, MemoryStorage()) as mailer:
+            for message_id in await mailer.send_emails([email(f"r{number}@example.org") for number in range(30)]):
+                assert (await mailer.wait(message_id, until="attempted", timeout=PATIENCE)).succeeded

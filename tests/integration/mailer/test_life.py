@@ -6,6 +6,7 @@ import subprocess
 import threading
 from contextlib import closing
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from socket import socket
 from textwrap import dedent
@@ -218,11 +219,20 @@ def test_a_fork_is_told(tmp_path, python):
 
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.splitlines() == [
-        "the mailer was opened before a fork; open it in each process by itself",
+        "the mailer was opened before a fork; make one, with its storage, in each process",
         "2",
         "3",
         "4",
     ]
+
+
+def test_a_mailer_of_a_closed_event_loop_says_what_to_do(email):
+    """Whatever it is asked for, even to be entered again."""
+    mailer = Mailstrom(Config(helo_name="app.example.org"), MemoryStorage(), deliver=False)
+    asyncio.run(mailer.__aenter__())
+    for ask in (mailer.__aenter__, mailer.aclose, partial(mailer.send_email, email())):
+        with pytest.raises(MailerStateError, match=r"event loop that is closed; make a new one"):
+            asyncio.run(ask())
 
 
 async def test_two_mailers_with_the_same_store_are_told(build, storage):

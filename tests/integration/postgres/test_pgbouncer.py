@@ -4,7 +4,7 @@ import asyncio
 import os
 import shutil
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,20 +31,27 @@ listen_addr = 127.0.0.1
 listen_port = {own_port}
 unix_socket_dir =
 auth_type = any
-pool_mode = transaction
-default_pool_size = 2
+pool_mode = {mode}
+default_pool_size = {connections}
 """
 
 
 @pytest.fixture
 async def bouncer(dsn: str) -> AsyncIterator[str]:
     """The DSN of the same database, through two connections that all its clients share."""
+    async with bouncing(dsn, "transaction", 2) as through:
+        yield through
+
+
+@asynccontextmanager
+async def bouncing(dsn: str, mode: str, connections: int) -> AsyncIterator[str]:
+    """A PgBouncer before a server, with so many connections to it."""
     if PROGRAM is None:
         pytest.skip("no pgbouncer here: apt-get install pgbouncer")
     own_port = free_port()
     user = NOBODY if os.getuid() == 0 else None
     with TemporaryDirectory() as place:
-        settings = write_settings(Path(place), dsn, own_port)
+        settings = write_settings(Path(place), dsn, own_port=own_port, mode=mode, connections=connections)
         process = await asyncio.create_subprocess_exec(
             PROGRAM, settings, user=user, group=user, stderr=asyncio.subprocess.PIPE
         )
@@ -59,11 +66,11 @@ async def bouncer(dsn: str) -> AsyncIterator[str]:
             await process.communicate()
 
 
-def write_settings(place: Path, dsn: str, own_port: int) -> str:
+def write_settings(place: Path, dsn: str, **options: object) -> str:
     host, _, port = server_of(dsn).partition(":")
     user = dsn.partition("//")[2].partition("@")[0]
     settings = place / "pgbouncer.ini"
-    settings.write_text(SETTINGS.format(host=host, port=port, user=user, own_port=own_port), "utf-8")
+    settings.write_text(SETTINGS.format(host=host, port=port, user=user, **options), "utf-8")
     place.chmod(0o755)  # nobody reads it
     return str(settings)
 
@@ -102,10 +109,16 @@ async def test_the_outbox_works_through_pgbouncer(bouncer: str, dsn: str, schema
         assert (await mailer.wait(message_id(1))).succeeded
 
 
-async def test_who_keeps_statements_prepared_is_told_what_to_set(bouncer: str, schema: str) -> None:
-    """What we would set for a session would stay on a connection that others use."""
-    with pytest.raises(StorageError, match="behind a PgBouncer set statement_cache_size=0"):
-        await PostgresStorage(bouncer, schema=schema).open(datetime(2030, 1, 1, tzinfo=UTC))
+async def test_sessions_of_our_own_through_pgbouncer_need_no_other_setting(dsn: str, schema: str) -> None:
+    """It takes none of the parameters that the server itself would: then we do without."""
+    async with (
+        bouncing(dsn, "session", 12) as through,
+        SMTPServer() as sink,
+        eventually(),
+        Mailstrom(config(sink), PostgresStorage(through, schema=schema)) as mailer,
+    ):
+        await mailer.send_email(email(1))
+        assert (await mailer.wait(message_id(1))).succeeded
 
 
 async def test_a_lock_is_told_of_through_pgbouncer(bouncer: str, dsn: str, schema: str) -> None:

@@ -317,3 +317,26 @@ def test_a_long_backlog_of_one_destination_is_read_about_once():
 
     assert told < 2 * len(store)
     assert asked < 25
+
+
+def test_what_is_kept_for_login_codes_is_not_given_to_small_mail():
+    """Though a large one waits for its room, and small ones may go on beside it."""
+    backlogs = Backlogs(1600)
+    backlogs.push(many("default", 1, size=1000), NOW)
+    for _ in range(PATIENCE + 1):
+        assert backlogs.take(100, 1000, 900) == []
+    backlogs.push([*many("default", 5, first=10), *many("auth", 1)], NOW)
+
+    assert shares(backlogs.take(100, 1000, 100)) == {"auth": 1}
+
+
+def test_what_finds_no_room_beside_small_mail_goes_alone():
+    """It would wait for ever for the memory that they always have."""
+    backlogs = Backlogs(1600)
+    backlogs.push(many("bulk", 1, size=1450), NOW)
+    for _ in range(PATIENCE + 1):
+        assert backlogs.take(100, 1000, 1540) == []
+    backlogs.push(many("default", 5), NOW)
+
+    assert backlogs.take(100, 1000, 1540) == []
+    assert backlogs.first().size == 1450
