@@ -3,7 +3,7 @@
 from datetime import timedelta
 
 from mailstrom_async import Config, Limits, Mailstrom, MemoryStorage
-from mailstrom_async.testing import Close, FakeInternet, Reply
+from mailstrom_async.testing import Close, Delay, FakeInternet, Reply
 
 from .conftest import email
 
@@ -62,10 +62,12 @@ async def test_a_session_to_another_host_takes_the_place_of_the_first():
 async def test_what_was_sent_ahead_is_not_given_up_to_ask_another_host():
     """Messages on their way in a window have their replies still to come, and would be in doubt for nothing."""
     async with FakeInternet() as internet:
-        first = await internet.exchanger("mx1.example.org")
+        answers = iter([None] * 5 + ["451 4.3.2 not now"])
+        first = await internet.exchanger("mx1.example.org", {"MAIL": lambda context: next(answers, None)})
+        first.extensions.append("CHUNKING")
+        first.script["end of data"] = Delay(timedelta(milliseconds=20))
         await internet.exchanger("mx2.example.org")
         internet.domain("example.org", mx=["10 mx1.example.org", "20 mx2.example.org"])
-        first.script["MAIL"] = [None] * 4 + ["451 4.3.2 not now", None]
         config = Config(
             helo_name="app.example.net",
             delivery=internet.delivery,
