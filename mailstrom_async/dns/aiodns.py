@@ -204,6 +204,8 @@ class AiodnsResolver:
                     raise
             await asyncio.sleep(pause)
             pause *= 2
+            if self._channel is None:
+                raise ResolutionFailed("the resolver was closed meanwhile")
 
     async def _fresh_channel(self) -> _Channel:
         channel = self._channel

@@ -38,7 +38,8 @@ class PostgresStorage:
         schema: Where the tables lie; made, with them, when the store is first opened.
         connections: At most so many at a time, and one more to listen.
         timeout: How long to wait for a connection, and for the answer to a statement. The server itself ends a
-            statement a little sooner (lock_timeout, statement_timeout): what raised an error is not done later.
+            statement a little sooner (lock_timeout, statement_timeout): what raised an error is not done later. A
+            pooler may not take these settings; then it is only asked to cancel what nobody waits for.
         listener_dsn: Where to listen, if `dsn` leads to a PgBouncer in transaction mode: the server itself.
         statement_cache_size: Statements kept prepared for each connection. 0 where a PgBouncer stands in between.
     """

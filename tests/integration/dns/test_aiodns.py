@@ -1,6 +1,7 @@
 """The resolver, against a nameserver that may do anything."""
 
 import asyncio
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from ipaddress import ip_address
 
@@ -322,6 +323,31 @@ async def test_closing_ends_the_lookups_under_way(server, resolver, caplog):
         with pytest.raises(ResolutionFailed, match=r"(?i)cancel"):
             await lookup
     assert caplog.records == []
+
+
+async def test_closing_ends_a_lookup_that_pauses_before_it_asks_again(server, resolver, monkeypatch):
+    """It is no lookup of the nameserver's trouble any more, and no error of the library below."""
+    server.records["example.net"] = {"MX": Fault.MUTE}
+    paused = asyncio.Event()
+    turn = resolver._turns.turn
+
+    @asynccontextmanager
+    async def noted():
+        try:
+            async with turn():
+                yield
+        finally:
+            paused.set()
+
+    for number in range(3):
+        await resolver.mx(f"missing{number}.example.net")
+    monkeypatch.setattr(resolver._turns, "turn", noted)
+    lookup = asyncio.create_task(resolver.mx("example.net"))
+    await paused.wait()
+    await resolver.aclose()
+
+    with pytest.raises(ResolutionFailed, match="closed meanwhile"):
+        await lookup
 
 
 async def test_cancelled_lookups_leave_nothing_behind(server, resolver, caplog):
